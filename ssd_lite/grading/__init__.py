@@ -1,0 +1,1 @@
+"""Is a completion right? CPU only, no machine learning: extract, sandbox, grade, statistics."""

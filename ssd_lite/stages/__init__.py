@@ -1,0 +1,1 @@
+"""One module per command: each reads files of the run folder and writes one."""
