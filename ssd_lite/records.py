@@ -168,7 +168,8 @@ class Prompt:
 class SamplingSettings:
     """The whole sampling law and its budget; `top_k` 0 and `top_p` 1.0 mean off. No field has a default here.
 
-    Law: temperature, then the top_k most likely tokens, then the smallest nucleus of mass top_p inside them, renormalised.
+    Law: temperature, then the top_k most likely tokens, then the smallest nucleus of mass top_p inside them,
+    renormalised.
     """
 
     temperature: float

@@ -1,0 +1,222 @@
+"""Every knob of a run: its only default and its meaning. Sections stand in the order of the stages."""
+
+from __future__ import annotations
+
+from typing import Annotated, Literal
+
+from pydantic import BaseModel, ConfigDict, Field, model_validator
+
+Temperature = Annotated[float, Field(gt=0, allow_inf_nan=False)]
+TopP = Annotated[float, Field(gt=0, le=1)]
+Rate = Annotated[float, Field(gt=0, allow_inf_nan=False)]
+Positive = Annotated[int, Field(gt=0)]
+Seed = Annotated[int, Field(ge=0, lt=2**63)]
+GgufType = Literal[
+    "f32", "f16", "bf16", "q8_0", "q6_k", "q5_k_m", "q5_k_s", "q4_k_m", "q4_k_s", "q4_0", "q3_k_m", "q2_k"
+]
+
+
+class Section(BaseModel):
+    """A section of a recipe: unknown keys are refused, numbers are not made from text."""
+
+    model_config = ConfigDict(extra="forbid", strict=True, frozen=True, use_attribute_docstrings=True)
+
+
+class Model(Section):
+    """The base model, frozen while it samples."""
+
+    name: str = Field(min_length=1)
+    """A packaged name (smollm2-135m-instruct), a local folder, a GGUF file, or a Hub id."""
+    revision: str | None = None
+    """Commit, tag or branch of a Hub id; resolved to a commit and written to the run."""
+    gguf_type: GgufType = "f16"
+    """Type of the GGUF that llama.cpp runs where the model is a folder; the same for base and tuned."""
+
+
+class Problems(Section):
+    """Where prompts come from."""
+
+    train: str = "starter"
+    """Set whose prompts are sampled: starter, mbpp:train, rstar-coder, or a JSONL file."""
+    evaluate: str = "starter"
+    """Set that is graded: starter, humaneval, mbpp:test, livecodebench:FILE, or a JSONL file with tests."""
+    train_limit: Positive | None = None
+    """Take only so many training prompts, drawn with sample.seed; null takes all."""
+    evaluate_limit: Positive | None = None
+    """Take only so many evaluation problems, drawn with evaluate.seed; null takes all."""
+
+
+class Decoding(Section):
+    """A sampling law: temperature, then top-k, then top-p inside the top-k."""
+
+    temperature: Temperature
+    """Divides the logits; above 0."""
+    top_k: Annotated[int, Field(ge=0)] = 20
+    """Keep the k most likely tokens; 0 = off."""
+    top_p: TopP = 0.8
+    """Keep the smallest set of mass top_p inside the top-k; 1.0 = off."""
+
+
+class Sample(Decoding):
+    """How the base model answers the training prompts. Defaults: Qwen3-4B-Instruct of arXiv 2604.01193."""
+
+    engine: Literal["auto", "hf", "llama_cpp"] = "auto"
+    """auto: hf on a CUDA card, llama_cpp without one."""
+    n: Positive = 1
+    """Completions a prompt; the paper takes 1."""
+    temperature: Temperature = 1.6
+    """T_train."""
+    max_new_tokens: Positive = 8192
+    """Tokens after which a completion is cut off (finish_reason "length")."""
+    batch_size: Positive = 16
+    """Completions that are decoded at once."""
+    seed: Seed = 0
+    """With the problem and the sample index it fixes every draw."""
+    null_arm: bool = False
+    """Allow T = 1 without truncation, whose expected gradient is zero: the null arm of a comparison."""
+
+    @model_validator(mode="after")
+    def _has_a_gradient(self) -> Sample:
+        untruncated = self.top_k == 0 and self.top_p == 1.0
+        if untruncated and self.temperature == 1.0 and not self.null_arm:
+            raise ValueError(
+                "temperature 1 without truncation has zero expected gradient, so training would do nothing. "
+                "Set sample.temperature, sample.top_k or sample.top_p, or sample.null_arm: true for the null arm"
+            )
+        return self
+
+
+class Curate(Section):
+    """Which samples are trained on. Nothing here looks at correctness."""
+
+    cut_off: Literal["drop", "keep"] = "drop"
+    """What to do with completions that ran into max_new_tokens."""
+    drop_stubs: bool = True
+    """Drop completions of a single line, as the paper does. Empty ones are always dropped."""
+    shortest_percent: Annotated[float, Field(ge=0, lt=100)] = 0.0
+    """Drop this share of the shortest completions, in percent."""
+    deduplicate: bool = True
+    """Keep one of several equal completions of a problem."""
+
+
+class Train(Section):
+    """Fine-tuning on the samples. Names are those of transformers' TrainingArguments and PEFT's LoraConfig."""
+
+    method: Literal["lora", "qlora", "full"] = "lora"
+    """lora: 16- or 32-bit base and an adapter; qlora: base in 4-bit NF4; full: all weights, as in the paper."""
+    engine: Literal["auto", "peft"] = "auto"
+    """Library that builds the trained model; auto takes PEFT."""
+    max_length: Positive = 8192
+    """Longest prompt + completion in tokens; longer samples are dropped and counted."""
+    num_train_epochs: Rate = 1.0
+    """Passes over the samples."""
+    max_steps: Positive | None = None
+    """Optimiser steps; overrides num_train_epochs."""
+    per_device_train_batch_size: Positive = 1
+    """Samples in one forward pass."""
+    gradient_accumulation_steps: Positive = 32
+    """Forward passes in one optimiser step."""
+    learning_rate: Rate = 1e-4
+    """Peak. The paper's 5e-6 is for full fine-tuning; LoRA usually wants more (seen nearby: 1e-5 to 2e-4)."""
+    min_lr_rate: Annotated[float, Field(ge=0, le=1)] = 0.2
+    """Floor of the cosine as a share of the peak (paper: 1e-6 of 5e-6)."""
+    warmup_ratio: Annotated[float, Field(ge=0, lt=1)] = 0.1
+    """Share of the steps with a rising learning rate (paper: 250 of 2,500)."""
+    weight_decay: Annotated[float, Field(ge=0)] = 0.1
+    """AdamW's decoupled weight decay."""
+    adam_beta1: Annotated[float, Field(ge=0, lt=1)] = 0.9
+    """AdamW's first moment."""
+    adam_beta2: Annotated[float, Field(ge=0, lt=1)] = 0.95
+    """AdamW's second moment."""
+    max_grad_norm: Rate = 1.0
+    """Clip the gradient's norm here."""
+    optim: Literal["adamw_torch", "adamw_torch_fused", "adamw_8bit", "paged_adamw_8bit"] = "adamw_torch"
+    """Optimiser; the 8-bit ones need bitsandbytes."""
+    lora_r: Positive = 16
+    """Rank."""
+    lora_alpha: Positive = 32
+    """The update is scaled by lora_alpha / lora_r."""
+    lora_dropout: Annotated[float, Field(ge=0, lt=1)] = 0.0
+    """Dropout before the adapter."""
+    lora_target_modules: list[str] | Literal["all-linear"] = "all-linear"
+    """Modules that get an adapter; all-linear leaves out the output head."""
+    gradient_checkpointing: bool = True
+    """Recompute activations instead of keeping them: less memory, about a third more time."""
+    save_steps: Positive = 20
+    """A checkpoint each so many optimiser steps; the last two are kept."""
+    seed: Seed = 0
+    """Order of the samples and the adapter's start."""
+    report_to: list[Literal["tensorboard", "trackio", "wandb"]] = []
+    """Trackers beside metrics.jsonl, which is always written."""
+
+
+class Merge(Section):
+    """Base + adapter → a plain model folder."""
+
+    dtype: Literal["base", "float32", "bfloat16", "float16"] = "base"
+    """Number format of the merged weights; base keeps the base model's."""
+
+
+class Evaluate(Section):
+    """Base against tuned, each under its own decoding, on the same problems."""
+
+    engine: Literal["auto", "hf", "llama_cpp"] = "auto"
+    """auto: hf on a CUDA card, llama_cpp without one."""
+    n: Positive = 10
+    """Completions a problem."""
+    k: list[Positive] = [1, 5]
+    """pass@k for these k; each at most n."""
+    base: Decoding = Decoding(temperature=0.7)
+    """Decoding of the base model."""
+    tuned: Decoding = Decoding(temperature=1.1)
+    """Decoding of the tuned model (T_eval)."""
+    max_new_tokens: Positive = 8192
+    """Token cap of one completion."""
+    batch_size: Positive = 16
+    """Completions that are decoded at once."""
+    seed: Seed = 1
+    """Common seed of all arms."""
+    block: Literal["last", "first", "whole"] = "last"
+    """Which fenced block is the program."""
+    sandbox: Literal["auto", "bubblewrap", "landlock", "none"] = "auto"
+    """Isolation of the graded programs; none runs them with your rights and must be asked for."""
+
+    @model_validator(mode="after")
+    def _enough_samples(self) -> Evaluate:
+        if max(self.k) > self.n:
+            raise ValueError(f"pass@{max(self.k)} needs n of at least {max(self.k)} samples a problem, n is {self.n}")
+        return self
+
+
+class Export(Section):
+    """GGUF files of the merged model."""
+
+    types: list[GgufType] = ["q8_0", "q4_k_m"]
+    """One file each, from the merged weights; quantised by llama.cpp."""
+
+
+class Report(Section):
+    """report.html and the model card."""
+
+    pairs: Annotated[int, Field(ge=0, le=50)] = 4
+    """Sample pairs (base, tuned) shown side by side."""
+
+
+class Recipe(Section):
+    """A whole run."""
+
+    name: str = Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$")
+    """Names the run folder: runs/NAME."""
+    description: str = ""
+    """What it is for and what was measured, for `ssd-lite recipes`."""
+    threads: Positive | None = None
+    """CPU threads; null measures while it works and takes what is fastest on the machine as it is then."""
+    model: Model
+    problems: Problems = Problems()
+    sample: Sample = Sample()
+    curate: Curate = Curate()
+    train: Train = Train()
+    merge: Merge = Merge()
+    evaluate: Evaluate = Evaluate()
+    export: Export = Export()
+    report: Report = Report()

@@ -1,0 +1,177 @@
+"""Recipes as YAML: read strictly, override with --set, look up packaged ones by name, compare two."""
+
+from __future__ import annotations
+
+import difflib
+import re
+from collections.abc import Iterable, Sequence
+from pathlib import Path
+from typing import Any, get_args
+
+import yaml
+from pydantic import BaseModel, ValidationError
+
+from ssd_lite.errors import UserError
+from ssd_lite.recipe import Recipe
+
+
+class _StrictLoader(yaml.SafeLoader):
+    """YAML 1.1 minus its surprises: a key twice is an error, `1e-5` is a float, `yes`/`no`/`on`/`off` are text."""
+
+
+_FLOAT = re.compile(r"^[-+]?(\d[\d_]*\.?\d*|\.\d+)([eE][-+]?\d+)?$|^[-+]?\.(inf|Inf|INF)$|^\.(nan|NaN|NAN)$")
+_REPLACED = ("tag:yaml.org,2002:float", "tag:yaml.org,2002:bool")
+_StrictLoader.yaml_implicit_resolvers = {
+    first: [(tag, pattern) for tag, pattern in entries if tag not in _REPLACED]
+    for first, entries in yaml.SafeLoader.yaml_implicit_resolvers.items()
+}
+_StrictLoader.add_implicit_resolver(
+    "tag:yaml.org,2002:bool", re.compile(r"^(true|True|TRUE|false|False|FALSE)$"), list("tTfF")
+)
+_StrictLoader.add_implicit_resolver("tag:yaml.org,2002:float", _FLOAT, list("-+0123456789."))
+
+
+def _mapping(loader: _StrictLoader, node: yaml.MappingNode) -> dict[Any, Any]:
+    seen: dict[Any, int] = {}
+    for key_node, _ in node.value:
+        key = loader.construct_object(key_node)
+        line = key_node.start_mark.line + 1
+        if key in seen:
+            problem = f"key {key!r} stands twice (line {seen[key]} and {line})"
+            raise yaml.constructor.ConstructorError(None, None, problem)
+        seen[key] = line
+    loader.flatten_mapping(node)
+    return {loader.construct_object(k, deep=True): loader.construct_object(v, deep=True) for k, v in node.value}
+
+
+_StrictLoader.add_constructor(yaml.resolver.BaseResolver.DEFAULT_MAPPING_TAG, _mapping)
+
+
+def _parse(text: str, where: str) -> Any:
+    try:
+        return yaml.load(text, Loader=_StrictLoader)
+    except yaml.YAMLError as error:
+        mark = getattr(error, "problem_mark", None)
+        place = f"{where}:{mark.line + 1}" if mark is not None else where
+        raise UserError(f"is not YAML: {getattr(error, 'problem', None) or error}.", where=place) from error
+
+
+def _recipe_folder() -> Path:
+    """`recipes/` inside an installed package, or beside it in a source checkout."""
+    package = Path(__file__).parent
+    return next(f for f in (package / "recipes", package.parent / "recipes") if f.is_dir())
+
+
+def packaged_recipes() -> dict[str, str]:
+    """Name → YAML text of the recipes that ship with the package."""
+    texts = {}
+    for entry in _recipe_folder().iterdir():
+        if entry.name.endswith(".yaml"):
+            texts[entry.name.removesuffix(".yaml")] = entry.read_text(encoding="utf-8")
+    return dict(sorted(texts.items()))
+
+
+def load_recipe(name_or_file: str, settings: Sequence[str] = ()) -> Recipe:
+    """A packaged name or a YAML file, with `a.b=c` overrides on top. Raises UserError that names the key and a mend."""
+    packaged = packaged_recipes()
+    if name_or_file in packaged:
+        text, where = packaged[name_or_file], name_or_file
+    else:
+        path = Path(name_or_file).expanduser()
+        if not path.is_file():
+            guess = _did_you_mean(name_or_file, packaged)
+            raise UserError(
+                f"no recipe named {name_or_file!r} and no file {path.absolute()}{guess}.",
+                next_step="`ssd-lite recipes` lists the packaged ones.",
+            )
+        text, where = _read_text(path), str(path)
+    value = _parse(text, where)
+    if not isinstance(value, dict):
+        raise UserError("a recipe is a mapping of sections (model: …, sample: …).", where=where)
+    value.setdefault("name", Path(name_or_file).stem)
+    for setting in settings:
+        _override(value, setting)
+    return validate(value, where)
+
+
+def _read_text(path: Path) -> str:
+    try:
+        return path.read_bytes().decode("utf-8-sig")
+    except UnicodeDecodeError as error:
+        raise UserError(
+            f"is not UTF-8 (byte {error.start}).", where=str(path), next_step="Save it as UTF-8."
+        ) from error
+    except OSError as error:
+        raise UserError(f"cannot be read: {error.strerror}.", where=str(path.absolute())) from error
+
+
+def _override(value: dict[str, Any], setting: str) -> None:
+    path, equals, text = setting.partition("=")
+    keys = path.strip().split(".")
+    if not equals or not all(keys):
+        raise UserError(f"wants a.b=value, got {setting!r}.", where="--set")
+    target = value
+    for key in keys[:-1]:
+        target = target.setdefault(key, {})
+        if not isinstance(target, dict):
+            raise UserError(f"{key} is no section.", where=f"--set {path}")
+    target[keys[-1]] = _parse(text, f"--set {path}")
+
+
+def validate(value: dict[str, Any], where: str) -> Recipe:
+    """A checked Recipe; all mistakes are named at once."""
+    try:
+        return Recipe.model_validate(value)
+    except ValidationError as error:
+        lines = [_explain(item) for item in error.errors()]
+    raise UserError(lines[0] if len(lines) == 1 else "\n  " + "\n  ".join(lines), where=where)
+
+
+def _explain(item: Any) -> str:
+    location = [str(part) for part in item["loc"]]
+    key = ".".join(location)
+    if item["type"] == "extra_forbidden":
+        known = _known_keys(location[:-1])
+        return f"{key}: unknown key{_did_you_mean(location[-1], known)}; known here: {', '.join(known)}."
+    message = str(item["msg"]).removeprefix("Value error, ")
+    silent = isinstance(item["input"], dict) or item["type"] in ("value_error", "missing")
+    got = "" if silent else f" (got {item['input']!r})"
+    return f"{key}: {message}{got}." if key else f"{message}."
+
+
+def _known_keys(location: Iterable[str]) -> list[str]:
+    section: Any = Recipe
+    for part in location:
+        field = section.model_fields.get(part)
+        options = [field.annotation, *get_args(field.annotation)] if field else []
+        section = next((o for o in options if isinstance(o, type) and issubclass(o, BaseModel)), Recipe)
+    return list(section.model_fields)
+
+
+def _did_you_mean(word: str, known: Iterable[str]) -> str:
+    close = difflib.get_close_matches(word, list(known), n=1)
+    return f"; did you mean {close[0]!r}?" if close else ""
+
+
+def dump_recipe(recipe: Recipe) -> str:
+    """The whole resolved recipe as YAML; `load_recipe` reads it back equal."""
+    return yaml.safe_dump(recipe.model_dump(mode="json"), sort_keys=False, allow_unicode=True, width=120)
+
+
+def differences(old: Recipe, new: Recipe, sections: Iterable[str] | None = None) -> list[str]:
+    """`a.b: old → new` for each key that differs, limited to these top-level keys if given."""
+    chosen = set(sections) if sections is not None else set(Recipe.model_fields) - {"description"}
+    left, right = _flat(old.model_dump(include=chosen)), _flat(new.model_dump(include=chosen))
+    return [f"{key}: {left.get(key)!r} → {right.get(key)!r}" for key in left | right if left.get(key) != right.get(key)]
+
+
+def _flat(value: dict[str, Any], prefix: str = "") -> dict[str, Any]:
+    flat: dict[str, Any] = {}
+    for key, item in value.items():
+        flat |= _flat(item, f"{prefix}{key}.") if isinstance(item, dict) else {f"{prefix}{key}": item}
+    return flat
+
+
+def schema() -> dict[str, Any]:
+    """JSON schema of a recipe, for editors."""
+    return Recipe.model_json_schema()

@@ -1,0 +1,176 @@
+"""Names every file of a run and remembers which stages are done, with which settings and what they counted."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import time
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any, Literal
+
+from ssd_lite import __version__
+from ssd_lite.atomic import write_json, write_text
+from ssd_lite.errors import UserError
+from ssd_lite.recipe import Recipe
+from ssd_lite.recipe_file import differences, dump_recipe, load_recipe
+
+FORMAT = 1
+Stage = Literal["sample", "curate", "train", "merge", "evaluate", "export", "report"]
+# A stage stands on its own section and on those of the stages before it; top-level keys that no stage result depends on
+# (name, description, threads) stand in none.
+STAGE_SECTIONS: dict[Stage, tuple[str, ...]] = {
+    "sample": ("model", "problems", "sample"),
+    "curate": ("model", "problems", "sample", "curate"),
+    "train": ("model", "problems", "sample", "curate", "train"),
+    "merge": ("model", "problems", "sample", "curate", "train", "merge"),
+    "evaluate": ("model", "problems", "sample", "curate", "train", "merge", "evaluate"),
+    "export": ("model", "problems", "sample", "curate", "train", "merge", "evaluate", "export"),
+    "report": ("model", "problems", "sample", "curate", "train", "merge", "evaluate", "export", "report"),
+}
+
+
+class ArmFolder:
+    """The files of one arm: one model under one decoding."""
+
+    def __init__(self, path: Path) -> None:
+        self.path, self.name = path, path.name
+        self.samples = path / "samples.jsonl"
+        self.grades = path / "grades.jsonl"
+        self.report = path / "report.json"
+
+
+class RunFolder:
+    """A run on disk. `open` and `create` are the ways in."""
+
+    def __init__(self, path: Path, recipe: Recipe) -> None:
+        self.path, self.recipe = path, recipe
+        self.manifest_file = path / "manifest.json"
+        self.log_file = path / "log.txt"
+        self.metrics = path / "metrics.jsonl"
+        self.samples = path / "samples.jsonl"
+        self.targets = path / "targets"
+        self.train_rows = path / "train.jsonl"
+        self.checkpoints = path / "checkpoints"
+        self.adapter = path / "adapter"
+        self.merged = path / "merged"
+        self.gguf = path / "gguf"
+        self.report = path / "report.html"
+
+    @classmethod
+    def create(cls, path: Path, recipe: Recipe) -> RunFolder:
+        """A new run, or the run that is there if its recipe is the same. Raises UserError that names what differs."""
+        if (path / "recipe.yaml").is_file():
+            run = cls.open(path)
+            changed = differences(run.recipe, recipe)
+            if changed:
+                raise UserError(
+                    f"this run was started with another recipe: {'; '.join(changed)}.",
+                    where=str(path),
+                    next_step="Name another folder with --out, or leave the recipe as it was.",
+                )
+            return run
+        if path.exists() and (not path.is_dir() or any(path.iterdir())):
+            raise UserError(
+                "is there and is no run folder.", where=str(path), next_step="Name an empty folder with --out."
+            )
+        try:
+            path.mkdir(parents=True, exist_ok=True)
+            write_text(path / "recipe.yaml", dump_recipe(recipe))
+        except OSError as error:
+            raise UserError(
+                f"cannot be written: {error.strerror}.",
+                where=str(path.absolute()),
+                next_step="Name another folder with --out.",
+            ) from error
+        run = cls(path, recipe)
+        run._write_manifest({"format": FORMAT, "created": _now(), "ssd_lite": __version__, "stages": {}})
+        return run
+
+    @classmethod
+    def open(cls, path: Path) -> RunFolder:
+        """The run at `path`. Raises UserError if there is none, or if a newer version made it."""
+        if not (path / "recipe.yaml").is_file():
+            raise UserError(
+                "is no run folder (no recipe.yaml in it).",
+                where=str(path.absolute()),
+                next_step="`ssd-lite run RECIPE` makes one.",
+            )
+        run = cls(path, load_recipe(str(path / "recipe.yaml")))
+        made_by = run.manifest().get("format", FORMAT)
+        if made_by != FORMAT:
+            raise UserError(f"was made by run format {made_by}, this program reads {FORMAT}.", where=str(path))
+        return run
+
+    def arm(self, name: str) -> ArmFolder:
+        """The folder of an arm, made if need be."""
+        folder = self.path / "evaluations" / name
+        folder.mkdir(parents=True, exist_ok=True)
+        return ArmFolder(folder)
+
+    def manifest(self) -> dict[str, Any]:
+        """The manifest as it is on disk; empty where there is none yet."""
+        try:
+            value = json.loads(self.manifest_file.read_text(encoding="utf-8"))
+        except FileNotFoundError:
+            return {}
+        except ValueError as error:
+            raise UserError(f"is damaged ({error}).", where=str(self.manifest_file)) from error
+        return dict(value)
+
+    def _write_manifest(self, value: Mapping[str, Any]) -> None:
+        write_json(self.manifest_file, value)
+
+    def note(self, key: str, value: Any) -> None:
+        """Set one top-level key of the manifest."""
+        self._write_manifest({**self.manifest(), key: value})
+
+    def settings_digest(self, stage: Stage) -> str:
+        """Digest of every setting this stage's result stands on."""
+        settings = self.recipe.model_dump(mode="json", include=set(STAGE_SECTIONS[stage]))
+        return hashlib.sha256(json.dumps(settings, sort_keys=True).encode()).hexdigest()
+
+    def done(self, stage: Stage) -> dict[str, Any] | None:
+        """What the stage counted, or None if it is not done. Raises UserError if recipe.yaml was changed since."""
+        entry = self.manifest().get("stages", {}).get(stage)
+        if entry is None:
+            return None
+        if entry["settings_digest"] != self.settings_digest(stage):
+            raise UserError(
+                f"recipe.yaml was changed after the stage {stage!r} was done with other settings.",
+                where=str(self.path),
+                next_step="Put the old values back, or start a new run with --out.",
+            )
+        return dict(entry["summary"])
+
+    def finish(self, stage: Stage, summary: Mapping[str, Any], seconds: float) -> None:
+        """Remember that a stage is done, what it counted and how long this process worked at it."""
+        manifest = self.manifest()
+        manifest.setdefault("stages", {})[stage] = {
+            "finished": _now(),
+            "seconds": round(seconds, 2),
+            "settings_digest": self.settings_digest(stage),
+            "summary": dict(summary),
+        }
+        self._write_manifest(manifest)
+
+    def require(self, stage: Stage) -> dict[str, Any]:
+        """The summary of a stage that must be done already."""
+        summary = self.done(stage)
+        if summary is None:
+            raise UserError(
+                f"the stage {stage!r} is not done yet.",
+                where=str(self.path),
+                next_step=f"Type: ssd-lite {stage} {self.path}",
+            )
+        return summary
+
+    def log(self, line: str) -> None:
+        """Append one line, with the time, to log.txt."""
+        with open(self.log_file, "a", encoding="utf-8") as file:
+            file.write(f"{_now()} [{os.getpid()}] {line}\n")
+
+
+def _now() -> str:
+    return time.strftime("%Y-%m-%dT%H:%M:%S%z")
