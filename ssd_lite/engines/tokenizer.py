@@ -1,0 +1,142 @@
+"""The tokenizer and chat template of a model folder, without torch or transformers: `tokenizers` and jinja2 only."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterable, Sequence
+from datetime import datetime
+from pathlib import Path
+from typing import Any
+
+from ssd_lite.errors import MissingLibraryError, UserError
+from ssd_lite.records import Message
+
+
+class ChatTokenizer:
+    """Renders chat messages to token ids and back, as the model's own files say.
+
+    `end_ids` are all tokens that end a completion: generation_config.json's list, config.json's and the tokenizer's.
+    """
+
+    def __init__(self, tokenizer: Any, template: str | None, specials: dict[str, str], end_ids: Iterable[int]) -> None:
+        self._tokenizer = tokenizer
+        self.chat_template = template
+        self._specials = specials
+        self.end_ids = tuple(sorted(set(end_ids)))
+        self.bos_id = self._id_of("bos_token")
+        pad = self._id_of("pad_token")
+        self.pad_id: int = self.end_ids[0] if pad is None else pad
+
+    @classmethod
+    def load(cls, folder: Path) -> ChatTokenizer:
+        """Read tokenizer.json, tokenizer_config.json, chat_template.jinja, generation_config.json and config.json."""
+        try:
+            from tokenizers import Tokenizer
+        except ImportError as error:
+            raise MissingLibraryError("tokenizers", needed_for="Reading a tokenizer", extra="train") from error
+        file = folder / "tokenizer.json"
+        if not file.is_file():
+            raise UserError(
+                "has no tokenizer.json.", where=str(folder), next_step="Take a model with a fast tokenizer."
+            )
+        tokenizer = Tokenizer.from_file(str(file))
+        tokenizer.no_padding()
+        tokenizer.no_truncation()
+        config = _read_json(folder / "tokenizer_config.json")
+        names = ("bos_token", "eos_token", "pad_token", "unk_token")
+        specials = {name: token for name in names if (token := _token_text(config.get(name)))}
+        end_ids = _end_ids(folder, tokenizer, specials)
+        if not end_ids:
+            raise UserError("names no end token, so a completion could never stop.", where=str(folder))
+        return cls(tokenizer, _template(folder, config), specials, end_ids)
+
+    def _id_of(self, name: str) -> int | None:
+        text = self._specials.get(name)
+        token: int | None = self._tokenizer.token_to_id(text) if text else None
+        return token
+
+    def render(self, messages: Sequence[Message], **variables: Any) -> tuple[str, list[int]]:
+        """The text of a conversation with the start of the assistant's turn, and its ids.
+
+        `variables` go to the template (`enable_thinking=False`). Raises UserError where the model has no template.
+        """
+        if self.chat_template is None:
+            raise UserError(
+                "the model has no chat template.", next_step="Take an instruct model; a template is never made up here."
+            )
+        text = (
+            _environment()
+            .from_string(self.chat_template)
+            .render(
+                messages=list(messages),
+                add_generation_prompt=True,
+                tools=None,
+                documents=None,
+                **self._specials,
+                **variables,
+            )
+        )
+        return text, self.encode(text)
+
+    def encode(self, text: str) -> list[int]:
+        """Token ids of a text that already holds its special tokens; none are added."""
+        ids: list[int] = self._tokenizer.encode(text, add_special_tokens=False).ids
+        return ids
+
+    def decode(self, ids: Sequence[int], *, skip_special: bool = False) -> str:
+        """The text of token ids; `skip_special` leaves out end and control tokens."""
+        text: str = self._tokenizer.decode(list(ids), skip_special_tokens=skip_special)
+        return text
+
+
+def _environment() -> Any:
+    """jinja2 as transformers sets it up for chat templates, so that a template gives the same text here."""
+    from jinja2.exceptions import TemplateError
+    from jinja2.sandbox import ImmutableSandboxedEnvironment
+
+    def fail(message: str) -> None:
+        raise TemplateError(message)
+
+    def to_json(value: Any, ensure_ascii: bool = False, indent: int | None = None) -> str:
+        return json.dumps(value, ensure_ascii=ensure_ascii, indent=indent)
+
+    environment = ImmutableSandboxedEnvironment(
+        trim_blocks=True, lstrip_blocks=True, extensions=["jinja2.ext.loopcontrols", "jinja2.ext.do"]
+    )
+    environment.filters["tojson"] = to_json
+    environment.globals["raise_exception"] = fail
+    environment.globals["strftime_now"] = lambda form: datetime.now().strftime(form)
+    return environment
+
+
+def _read_json(file: Path) -> dict[str, Any]:
+    if not file.is_file():
+        return {}
+    try:
+        value = json.loads(file.read_text(encoding="utf-8"))
+    except ValueError as error:
+        raise UserError(f"is not JSON ({error}).", where=str(file)) from error
+    return value if isinstance(value, dict) else {}
+
+
+def _token_text(value: Any) -> str | None:
+    return value.get("content") if isinstance(value, dict) else value
+
+
+def _template(folder: Path, config: dict[str, Any]) -> str | None:
+    file = folder / "chat_template.jinja"
+    if file.is_file():
+        return file.read_text(encoding="utf-8")
+    template = config.get("chat_template")
+    if isinstance(template, list):  # several named templates: the one called default is the chat
+        return next((str(item["template"]) for item in template if item.get("name") == "default"), None)
+    return template
+
+
+def _end_ids(folder: Path, tokenizer: Any, specials: dict[str, str]) -> set[int]:
+    found: set[int] = set()
+    for name in ("generation_config.json", "config.json"):
+        value = _read_json(folder / name).get("eos_token_id")
+        found.update(value if isinstance(value, list) else [] if value is None else [value])
+    token = tokenizer.token_to_id(specials["eos_token"]) if "eos_token" in specials else None
+    return found | ({token} if token is not None else set())

@@ -1,0 +1,73 @@
+"""One line on stderr for long work: how far, how fast, how long still. Redrawn on a terminal, now and then in a log."""
+
+from __future__ import annotations
+
+import sys
+import time
+from types import TracebackType
+from typing import TextIO
+
+TERMINAL_PERIOD_S = 0.5
+LOG_PERIOD_S = 15.0
+
+
+def duration(seconds: float) -> str:
+    """`75.2` → `1m15s`."""
+    whole = round(seconds)
+    if whole < 60:
+        return f"{whole}s"
+    if whole < 3600:
+        return f"{whole // 60}m{whole % 60:02d}s"
+    return f"{whole // 3600}h{whole % 3600 // 60:02d}m"
+
+
+class Progress:
+    """Counts done pieces of `total` and, beside, any rates such as tokens. The work done before this process is `start`."""
+
+    def __init__(self, total: int, unit: str, label: str, *, start: int = 0, stream: TextIO | None = None) -> None:
+        self._total, self._unit, self._label = total, unit, label
+        self._first = self._done = start
+        self._stream = sys.stderr if stream is None else stream
+        self._period_s = TERMINAL_PERIOD_S if self._stream.isatty() else LOG_PERIOD_S
+        self._started = time.monotonic()
+        self._shown = self._started - self._period_s + min(2.0, self._period_s)
+        self._tokens = 0
+        self._width = 0
+
+    def advance(self, pieces: int = 1, *, tokens: int = 0, note: str = "") -> None:
+        """Count work; draws at most each half second on a terminal and each 15 s elsewhere."""
+        self._done += pieces
+        self._tokens += tokens
+        now = time.monotonic()
+        if now - self._shown >= self._period_s:
+            self._shown = now
+            self._write(self._line(now, note))
+
+    def _line(self, now: float, note: str) -> str:
+        elapsed = max(now - self._started, 1e-6)
+        parts = [f"{self._label}: {self._done}/{self._total} {self._unit}"]
+        if self._tokens:
+            parts.append(f"{self._tokens / elapsed:.0f} tok/s")
+        fresh = self._done - self._first
+        if 0 < fresh and self._done < self._total:
+            parts.append(f"{duration(elapsed / fresh * (self._total - self._done))} left")
+        return " · ".join(parts + ([note] if note else []))
+
+    def _write(self, line: str) -> None:
+        if self._stream.isatty():
+            self._stream.write("\r" + line.ljust(self._width))
+            self._width = len(line)
+        else:
+            self._stream.write(line + "\n")
+        self._stream.flush()
+
+    def __enter__(self) -> Progress:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        now = time.monotonic()
+        self._write(f"{self._line(now, '')} · {duration(now - self._started)} in all")
+        if self._stream.isatty():
+            self._stream.write("\n")
