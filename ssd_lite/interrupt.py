@@ -1,4 +1,4 @@
-"""SIGTERM and SIGINT as a wish to stop: the work in hand is finished and saved, then the stage ends with exit code 75."""
+"""SIGTERM and SIGINT as a wish to stop: the work in hand is finished and saved, then the stage ends with exit 75."""
 
 from __future__ import annotations
 

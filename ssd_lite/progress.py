@@ -22,7 +22,7 @@ def duration(seconds: float) -> str:
 
 
 class Progress:
-    """Counts done pieces of `total` and, beside, any rates such as tokens. The work done before this process is `start`."""
+    """Counts done pieces of `total` and, beside, tokens. The work done before this process is `start`."""
 
     def __init__(self, total: int, unit: str, label: str, *, start: int = 0, stream: TextIO | None = None) -> None:
         self._total, self._unit, self._label = total, unit, label
@@ -49,7 +49,7 @@ class Progress:
         if self._tokens:
             parts.append(f"{self._tokens / elapsed:.0f} tok/s")
         fresh = self._done - self._first
-        if 0 < fresh and self._done < self._total:
+        if fresh > 0 and self._done < self._total:
             parts.append(f"{duration(elapsed / fresh * (self._total - self._done))} left")
         return " · ".join(parts + ([note] if note else []))
 

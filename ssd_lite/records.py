@@ -34,12 +34,14 @@ class Limits:
 class FunctionalTest:
     """Call `entry_point(*args)` and compare with `expected`; one `[args, expected]` pair a case.
 
-    `tolerance` is an absolute and relative bound on floats, None for exact equality.
+    `tolerance` is an absolute and relative bound on floats, None for exact equality. With `expected_from="golden"` the
+    expected values are those of the golden solution, run once in the sandbox, and those in `cases` are not read.
     """
 
     entry_point: str
     cases: tuple[tuple[list[Json], Json], ...]
     tolerance: float | None = None
+    expected_from: Literal["cases", "golden"] = "cases"
     kind: Literal["functional"] = "functional"
 
 
@@ -91,6 +93,8 @@ def write_test(test: Test) -> dict[str, Json]:
             body: dict[str, Json] = {"entry_point": test.entry_point, "cases": [[a, e] for a, e in test.cases]}
             if test.tolerance is not None:
                 body["tolerance"] = test.tolerance
+            if test.expected_from != "cases":
+                body["expected_from"] = test.expected_from
         case StdinTest():
             body = {"cases": [{"input": i, "output": o} for i, o in test.cases]}
         case ScriptTest():
@@ -105,7 +109,7 @@ def _only(value: Mapping[str, Json], allowed: set[str]) -> None:
 
 
 def _functional(value: Mapping[str, Json]) -> FunctionalTest:
-    _only(value, {"kind", "entry_point", "cases", "tolerance"})
+    _only(value, {"kind", "entry_point", "cases", "tolerance", "expected_from"})
     entry_point, cases = value.get("entry_point"), value.get("cases")
     if not isinstance(entry_point, str) or not entry_point:
         raise ValueError("functional tests need a string `entry_point`")
@@ -119,7 +123,10 @@ def _functional(value: Mapping[str, Json]) -> FunctionalTest:
     tolerance = value.get("tolerance")
     if tolerance is not None and (not isinstance(tolerance, int | float) or tolerance < 0):
         raise ValueError("tolerance must be a number of at least 0")
-    return FunctionalTest(entry_point, tuple(pairs), tolerance)
+    source = value.get("expected_from", "cases")
+    if source not in ("cases", "golden"):
+        raise ValueError('expected_from must be "cases" or "golden"')
+    return FunctionalTest(entry_point, tuple(pairs), tolerance, source)
 
 
 def _stdin(value: Mapping[str, Json]) -> StdinTest:
@@ -182,7 +189,8 @@ class SamplingSettings:
 class Sample:
     """One completion as sampled. `completion_ids` ends with the end token exactly where `finish_reason` is "stop".
 
-    `seed` is the derived seed of this `(problem_id, index)`; `settings` the resolved settings the engine used.
+    `completion` is the text without control tokens; `entropy_nats` the mean entropy of the laws its tokens were drawn
+    from; `seed` the derived seed of this `(problem_id, index)`; `settings` the resolved settings the engine used.
     """
 
     problem_id: str
@@ -191,6 +199,7 @@ class Sample:
     completion_ids: tuple[int, ...]
     completion: str
     finish_reason: FinishReason
+    entropy_nats: float
     seed: int
     settings: SamplingSettings
     engine: str

@@ -1,0 +1,37 @@
+"""A written GGUF's vocabulary against the model folder's tokenizer: the same ids for hard texts, the same end tokens."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from ssd_lite.engines.quantise import Vocabulary
+from ssd_lite.engines.tokenizer import ChatTokenizer
+from ssd_lite.errors import UserError
+
+# Digits, contractions, white space, other scripts, emoji with joiners: where ways to cut a text differ. All in NFC.
+PROBES = (
+    "def f(x):\n    return [i ** 2 for i in range(10)]\n\n\n\tif x == 12345:\r\n        pass",
+    "I've can't WE'LL they'd 3 33 333 3333 3.14159 1e-5 ½ ٣٤٥",
+    "  leading,   inner   and trailing   \n \n\n   \t\t x",
+    "naïve café 北京 привет สวัสดี 👩‍👩‍👧 🚀🚀 ''''```\"\"\"!!!!??",
+)
+
+
+def check_vocabulary(gguf: Path, folder: Path) -> None:
+    """Raise UserError if llama.cpp tokenises a probe otherwise than tokenizer.json, or would not stop at an end token."""
+    tokenizer = ChatTokenizer.load(folder)
+    view = Vocabulary(gguf)
+    try:
+        ends = "".join(tokenizer.decode([token]) for token in tokenizer.end_ids)
+        for text in (*PROBES, ends):
+            if view.tokenise(text, parse_special=True) != tokenizer.encode(text):
+                raise UserError(
+                    f"llama.cpp tokenises {text[:40]!r} otherwise than the model's tokenizer.json.",
+                    where=str(gguf),
+                    next_step="Do not use this file; convert with llama.cpp's own convert_hf_to_gguf.py.",
+                )
+        deaf = [tokenizer.decode([token]) for token in tokenizer.end_ids if not view.is_end(token)]
+        if len(deaf) == len(tokenizer.end_ids):
+            raise UserError(f"would not stop at {', '.join(map(repr, deaf))}.", where=str(gguf))
+    finally:
+        view.close()

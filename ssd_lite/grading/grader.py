@@ -1,0 +1,218 @@
+"""The grader: submissions in, grades out as they finish, one sandbox a worker, verdicts made on this side.
+
+One thread, one loop over the workers' control sockets. A sandbox that a program soiled or brought down is replaced; a
+job whose sandbox was lost runs once more in a fresh one.
+"""
+
+from __future__ import annotations
+
+import os
+import selectors
+from collections import deque
+from collections.abc import Generator, Iterable, Iterator, Sequence
+from dataclasses import asdict, dataclass
+from typing import Any, Self
+
+from ssd_lite.errors import UserError
+from ssd_lite.grading.plans import Plan, WeakPlan, make_plan
+from ssd_lite.grading.sandbox import Job, Outcome, Sandbox, SandboxError
+from ssd_lite.grading.steps import Submission, golden_submission, grade_steps
+from ssd_lite.grading.tiers import Choice, choose_tier
+from ssd_lite.records import Grade, Limits, Problem
+
+__all__ = ["Grader", "Submission"]
+PLANS_KEPT = 4096
+FRUITLESS_STARTS = 3
+
+
+@dataclass
+class _Task:
+    """A submission under way: its generator, the job it waits for, and how often its sandbox was lost."""
+
+    steps: Generator[Job, Outcome, Grade]
+    job: Job | None = None
+    losses: int = 0
+
+
+class _Worker:
+    """One place for a sandbox, and the task that runs in it."""
+
+    def __init__(self) -> None:
+        self.sandbox: Sandbox | None = None
+        self.task: _Task | None = None
+
+
+class Grader:
+    """Grades programs in sandboxes; a context manager. `tier` is the isolation in force.
+
+    `sandbox` "auto" takes bubblewrap where its canaries hold, then Landlock, then raises UserError; "none" only when
+    asked for by name. `workers` defaults to the cores this process may use; `limits` to `Limits()`, a problem's own
+    rule.
+    """
+
+    def __init__(self, sandbox: Choice = "auto", workers: int | None = None, limits: Limits | None = None) -> None:
+        self.limits = limits or Limits()
+        self.tier, self._first, self.refused = choose_tier(sandbox)
+        self._count = workers or len(os.sched_getaffinity(0))
+        self._workers = [_Worker() for _ in range(self._count)]
+        self._workers[0].sandbox = self._first
+        self._facts = dict(self._first.facts)
+        self._selector = selectors.DefaultSelector()
+        self._selector.register(self._first.control, selectors.EVENT_READ, self._workers[0])
+        self._plans: dict[str, tuple[Problem, Plan]] = {}
+        self._weak: set[str] = set()
+        self._fruitless = 0
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+    def close(self) -> None:
+        """End every sandbox. Safe to call twice."""
+        for worker in self._workers:
+            self._drop_sandbox(worker)
+        self._selector.close()
+
+    def describe(self) -> dict[str, Any]:
+        """What a report says of the grading: isolation, interpreter, limits, workers, problems with a weak check."""
+        facts = {key: self._facts.get(key) for key in ("python", "landlock_abi", "seccomp")}
+        body = {"tier": self.tier, **facts, "limits": asdict(self.limits), "workers": self._count}
+        return {**body, "weak_problems": sorted(self._weak), "refused_tiers": self.refused}
+
+    def verify_golden(self, problems: Iterable[Problem]) -> list[Grade]:
+        """Grade each problem's own golden solution, with five times the limits.
+
+        The grades of those that do not pass.
+        """
+        golden = [golden_submission(problem, self.limits) for problem in problems if problem.golden is not None]
+        return [grade for grade in self.grade(golden) if not grade.passed]
+
+    def grade(self, items: Iterable[Submission]) -> Iterator[Grade]:
+        """Grade submissions; yields each grade as it is ready, in any order.
+
+        Raises UserError for a problem without tests.
+        """
+        source, waiting, alone = iter(items), deque[_Task](), deque[_Task]()
+        open_source = True
+        try:
+            while True:
+                for worker in self._idle():
+                    task = waiting.popleft() if waiting else None
+                    while task is None and open_source:
+                        submission = next(source, None)
+                        open_source = submission is not None
+                        if submission is None:
+                            break
+                        task = _Task(self._steps(submission))
+                        grade = self._advance(task, None)
+                        if grade is not None:
+                            yield grade
+                            task = None
+                        elif task.job is not None and task.job.alone:
+                            alone.append(task)
+                            task = None
+                    if task is None and alone and not self._busy():
+                        task = alone.popleft()
+                    if task is None:
+                        break
+                    self._begin(worker, task, waiting)
+                if not self._busy():
+                    if not (waiting or alone):
+                        return
+                    continue
+                yield from self._collect(waiting, alone)
+        finally:
+            self._abandon()
+
+    def _steps(self, submission: Submission) -> Generator[Job, Outcome, Grade]:
+        problem = submission.problem
+        known = self._plans.get(problem.id)
+        if known is not None and known[0] == problem:
+            plan = known[1]
+        else:
+            plan = yield from make_plan(problem, self.limits)
+            if len(self._plans) >= PLANS_KEPT:
+                self._plans.pop(next(iter(self._plans)))
+            self._plans[problem.id] = (problem, plan)
+            if isinstance(plan, WeakPlan):
+                self._weak.add(problem.id)
+        return (yield from grade_steps(plan, submission))
+
+    @staticmethod
+    def _advance(task: _Task, outcome: Outcome | None) -> Grade | None:
+        """Let a task take an outcome; its next job is then `task.job`. Returns the grade at its end."""
+        try:
+            task.job = task.steps.send(outcome) if outcome is not None else next(task.steps)
+        except StopIteration as end:
+            return end.value  # type: ignore[no-any-return]
+        return None
+
+    def _idle(self) -> Sequence[_Worker]:
+        return [worker for worker in self._workers if worker.task is None]
+
+    def _busy(self) -> bool:
+        return any(worker.task is not None for worker in self._workers)
+
+    def _begin(self, worker: _Worker, task: _Task, waiting: deque[_Task]) -> None:
+        assert task.job is not None
+        try:
+            if worker.sandbox is None:
+                worker.sandbox = Sandbox(self.tier)
+                self._selector.register(worker.sandbox.control, selectors.EVENT_READ, worker)
+            worker.sandbox.begin(task.job)
+            worker.task = task
+        except SandboxError as error:
+            self._fruitless_start(worker, str(error))
+            waiting.appendleft(task)
+
+    def _fruitless_start(self, worker: _Worker, reason: str) -> None:
+        self._drop_sandbox(worker)
+        self._fruitless += 1
+        if self._fruitless > FRUITLESS_STARTS:
+            raise UserError(f"the sandbox ({self.tier}) does not start any more: {reason}.", next_step="Run it again.")
+
+    def _collect(self, waiting: deque[_Task], alone: deque[_Task]) -> Iterator[Grade]:
+        """Wait for messages, move the tasks they concern on, and yield the grades that are done."""
+        for key, _ in self._selector.select():
+            worker: _Worker = key.data
+            sandbox = worker.sandbox
+            outcome = sandbox.receive() if sandbox is not None else None
+            if sandbox is None or outcome is None:
+                continue
+            task, worker.task = worker.task, None
+            reason = sandbox.complaint() if outcome.lost and not sandbox.facts else ""
+            if outcome.dirty:
+                self._drop_sandbox(worker)
+            if task is None:
+                continue
+            if reason:
+                waiting.appendleft(task)
+                self._fruitless_start(worker, reason)
+                continue
+            if outcome.lost and task.losses == 0:
+                task.losses += 1
+                alone.append(task)
+                continue
+            self._fruitless = 0
+            grade = self._advance(task, outcome)
+            if grade is not None:
+                yield grade
+            elif task.job is not None and task.job.alone:
+                alone.append(task)
+            else:
+                waiting.appendleft(task)
+
+    def _drop_sandbox(self, worker: _Worker) -> None:
+        sandbox, worker.sandbox = worker.sandbox, None
+        if sandbox is not None:
+            self._selector.unregister(sandbox.control)
+            sandbox.close()
+
+    def _abandon(self) -> None:
+        """Throw away the sandboxes of tasks that nobody waits for any more."""
+        for worker in self._workers:
+            if worker.task is not None:
+                worker.task = None
+                self._drop_sandbox(worker)

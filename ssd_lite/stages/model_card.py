@@ -1,0 +1,99 @@
+"""The model card of a merged model: what it came from, how it was made, how to decode it, what was measured."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from typing import Any
+
+from ssd_lite import __version__
+from ssd_lite.atomic import write_text
+from ssd_lite.recipe_file import dump_recipe
+from ssd_lite.run_folder import RunFolder
+
+
+def write_card(run: RunFolder, evaluation: Mapping[str, Any] | None) -> None:
+    """Write merged/README.md. `evaluation` has an arm's name → its figures by name (numbers or texts), if measured."""
+    merged = json.loads((run.merged / "ssd_lite_merge.json").read_text(encoding="utf-8"))
+    write_text(run.merged / "README.md", card(run, merged, evaluation))
+
+
+def card(run: RunFolder, merged: Mapping[str, Any], evaluation: Mapping[str, Any] | None) -> str:
+    """The text of the card; `merged` is the summary of the merge stage."""
+    base, recipe = merged["base"], run.recipe
+    stages = run.manifest().get("stages", {})
+    sections = [
+        _front(base),
+        f"# {recipe.name}\n\n{_origin(base)} It was fine-tuned on its own samples "
+        "(Simple Self-Distillation, arXiv 2604.01193): sampled at a raised temperature, nothing checked for "
+        "correctness, cross-entropy on the sampled tokens.",
+        "## Decoding\n\n" + _decoding(run),
+        "## How it was made\n\n" + _counts(stages, merged),
+        "## Evaluation\n\n" + _evaluation(evaluation),
+        f"## Recipe\n\nssd_lite {__version__}. `ssd-lite run recipe.yaml` with this file repeats it:\n\n"
+        f"```yaml\n{dump_recipe(recipe)}```",
+        "## Licence\n\n" + _licence(base),
+    ]
+    return "\n\n".join(sections) + "\n"
+
+
+def _front(base: Mapping[str, Any]) -> str:
+    lines = [f"{key}: {base[key]}" for key in ("license", "license_name", "license_link") if key in base]
+    if base["kind"] == "hub":
+        lines.append(f"base_model: {base['name']}")
+    lines += ["library_name: transformers", "pipeline_tag: text-generation", "tags: [ssd-lite, self-distillation]"]
+    return "---\n" + "\n".join(lines) + "\n---"
+
+
+def _origin(base: Mapping[str, Any]) -> str:
+    name = base["name"] if base["kind"] in ("hub", "packaged") else base["name"].rstrip("/").rsplit("/", 1)[-1]
+    revision = f" at commit `{base['revision']}`" if base["revision"] else ""
+    return f"Base: `{name}`{revision} ({base['note']}; SHA-256 of its weights `{base['weights_sha256']}`)."
+
+
+def _decoding(run: RunFolder) -> str:
+    tuned = run.recipe.evaluate.tuned
+    return (
+        f"temperature {tuned.temperature}, then top-k {tuned.top_k or 'off'}, then top-p {tuned.top_p}; "
+        "no min-p, no penalties. Other settings are another model."
+    )
+
+
+def _counts(stages: Mapping[str, Any], merged: Mapping[str, Any]) -> str:
+    rows = []
+    for stage in ("sample", "curate", "train"):
+        summary = stages.get(stage, {}).get("summary", {})
+        counts = [f"{key} {_number(value)}" for key, value in summary.items() if _is_plain(value)]
+        if counts:
+            rows.append(f"| {stage} | {', '.join(counts)} |")
+    rows.append(
+        f"| merge | {merged['changed_tensors']} tensors changed, at most {_number(merged['max_abs_change'])}, "
+        f"norm of the change {_number(merged['change_norm'])}, {merged['dtype']} |"
+    )
+    return "| stage | counts |\n|---|---|\n" + "\n".join(rows)
+
+
+def _evaluation(evaluation: Mapping[str, Any] | None) -> str:
+    if not evaluation:
+        return "Not measured."
+    names = list(dict.fromkeys(key for figures in evaluation.values() for key in figures))
+    head = f"| arm | {' | '.join(names)} |\n|---|{'---|' * len(names)}\n"
+    rows = [
+        f"| {arm} | {' | '.join(_number(figures.get(name, '')) for name in names)} |"
+        for arm, figures in evaluation.items()
+    ]
+    return head + "\n".join(rows)
+
+
+def _licence(base: Mapping[str, Any]) -> str:
+    if "license" in base:
+        return f"That of the base: {base.get('license_name', base['license'])}."
+    return "The base names no licence in its files; its terms pass on to this model."
+
+
+def _is_plain(value: Any) -> bool:
+    return isinstance(value, str | int | float) and not (isinstance(value, str) and len(value) > 40)
+
+
+def _number(value: Any) -> str:
+    return f"{value:.4g}" if isinstance(value, float) else str(value)

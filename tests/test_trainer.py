@@ -1,0 +1,229 @@
+"""Training end to end on a tiny model: it learns, logs each step once, stops, resumes to the same bits, and refuses."""
+
+from __future__ import annotations
+
+import json
+from itertools import pairwise
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from safetensors.torch import load_file
+from tiny_model import random_rows, save_tiny_model
+
+from ssd_lite import interrupt
+from ssd_lite.atomic import is_whole
+from ssd_lite.engines.batching import TrainingRow
+from ssd_lite.engines.checkpoints import check_writable, newest_whole
+from ssd_lite.engines.peft_model import BaseModel
+from ssd_lite.engines.sample_trainer import Schedule
+from ssd_lite.engines.trainer import TrainingFiles, train_model
+from ssd_lite.errors import Stopped, UserError
+from ssd_lite.journal import read_records
+from ssd_lite.recipe import Train
+
+
+def small(**changes: Any) -> Train:
+    values = {
+        "per_device_train_batch_size": 2,
+        "gradient_accumulation_steps": 2,
+        "num_train_epochs": 2.0,
+        "save_steps": 2,
+        "learning_rate": 3e-3,
+        "gradient_checkpointing": False,
+        "lora_r": 4,
+        "lora_alpha": 8,
+    }
+    return Train(**(values | changes))  # type: ignore[arg-type]
+
+
+def go(folder: Path, settings: Train, rows: list[TrainingRow] | None = None, **options: Any) -> dict[str, Any]:
+    """Train in `folder`, whose parent holds the model; log lines go to log.txt."""
+    folder.mkdir(exist_ok=True)
+
+    def say(line: str) -> None:
+        with open(folder / "log.txt", "a") as file:
+            file.write(line + "\n")
+
+    files = TrainingFiles(folder / "checkpoints", folder / "metrics.jsonl", folder / "adapter", say)
+    return train_model(
+        random_rows(22) if rows is None else rows,
+        folder.parent / "model",
+        BaseModel("tiny", None, "hash"),
+        files,
+        settings,
+        **({"threads": 1} | options),
+    )
+
+
+@pytest.fixture
+def place(tmp_path: Path) -> Path:
+    save_tiny_model(tmp_path / "model")
+    return tmp_path
+
+
+def test_it_learns_and_logs_every_step_once(place: Path) -> None:
+    rows = random_rows(6)
+    summary = go(place / "run", small(num_train_epochs=20.0, learning_rate=2e-2), rows)
+    steps = read_records(place / "run" / "metrics.jsonl")
+    assert [step["step"] for step in steps] == list(range(1, summary["steps"] + 1))
+    assert summary["steps"] == 30
+    assert summary["final_loss"] < 0.9 * summary["first_loss"]
+    assert set(steps[0]) == {
+        "step", "loss", "grad_norm", "learning_rate", "tokens", "input_tokens", "tokens_per_s", "seconds"
+    }  # fmt: skip
+    assert summary["tokens_trained"] == 20 * sum(len(row.completion_ids) for row in rows)
+    assert summary["tokens_read"] == 20 * sum(len(row) for row in rows)
+    assert summary["change_norm"] > 0
+    assert is_whole(place / "run" / "adapter")
+    assert len(list((place / "run" / "checkpoints").glob("checkpoint-*"))) == 2
+
+
+def test_the_first_loss_is_the_base_models_own(place: Path) -> None:
+    from transformers import AutoModelForCausalLM
+
+    rows = random_rows(4)
+    summary = go(place / "run", small(num_train_epochs=1.0), rows)
+    model = AutoModelForCausalLM.from_pretrained(place / "model")
+    total = 0.0
+    for row in rows:
+        logits = model(torch.tensor([row.prompt_ids + row.completion_ids])).logits[0, len(row.prompt_ids) - 1 : -1]
+        total += torch.nn.functional.cross_entropy(logits, torch.tensor(row.completion_ids), reduction="sum").item()
+    assert summary["first_loss"] == pytest.approx(total / sum(len(row.completion_ids) for row in rows), rel=1e-5)
+
+
+def test_full_fine_tuning_writes_the_checkpoints_names(place: Path) -> None:
+    summary = go(place / "run", small(method="full", learning_rate=1e-3))
+    saved, base = (
+        load_file(place / "run" / "adapter" / "model.safetensors"),
+        load_file(place / "model/model.safetensors"),
+    )
+    assert saved.keys() == base.keys()
+    squares = sum((saved[name] - base[name]).double().square().sum().item() for name in base)
+    assert summary["change_norm"] == pytest.approx(squares**0.5, rel=1e-4)
+
+
+def test_soft_targets_log_the_terms_which_add_up_to_the_loss(place: Path) -> None:
+    import numpy as np
+
+    rows = []
+    for row in random_rows(8):
+        count = len(row.completion_ids)
+        ids = np.stack([np.array(row.completion_ids), (np.array(row.completion_ids) + 1) % 300], axis=1)
+        rows.append(TrainingRow(row.prompt_ids, row.completion_ids, ids, np.tile([0.7, 0.3], (count, 1))))
+    go(place / "run", small(), rows, temperature=1.6)
+    for step in read_records(place / "run" / "metrics.jsonl"):
+        parts = sum(step[name] for name in ("support_compression", "reshaping", "alignment", "target_entropy"))
+        assert parts == pytest.approx(step["loss"], rel=1e-5)
+        assert 0 < step["kept"] < 1
+
+
+def test_a_wish_to_stop_is_exit_75(place: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(interrupt, "_requested", True)
+    with pytest.raises(Stopped, match="step 1 of 11") as stopped:
+        go(place / "run", small())
+    assert stopped.value.exit_code == 75
+    monkeypatch.setattr(interrupt, "_requested", False)
+    assert go(place / "run", small())["steps"] == 11
+
+
+def test_half_written_checkpoints_are_passed_over(place: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    go(place / "run", small())
+    checkpoints = place / "run" / "checkpoints"
+    assert newest_whole(checkpoints) == checkpoints / "checkpoint-11"
+    (checkpoints / "checkpoint-11" / "DONE.json").unlink()
+    assert newest_whole(checkpoints) == checkpoints / "checkpoint-10"
+    with open(checkpoints / "checkpoint-10" / "optimizer.pt", "ab") as file:
+        file.truncate(10)
+    assert newest_whole(checkpoints) is None
+
+
+def test_a_replayed_step_with_another_loss_is_said(place: Path) -> None:
+    go(place / "one", small(max_steps=3))
+    lines = read_records(place / "one" / "metrics.jsonl")
+    lines[1]["loss"] *= 1.01
+    from ssd_lite.journal import Journal
+
+    (place / "two").mkdir()
+    with Journal(place / "two" / "metrics.jsonl", key=lambda record: record["step"]) as journal:
+        journal.append(lines)
+    go(place / "two", small(max_steps=3))
+    assert (place / "two" / "log.txt").read_text().count("was replayed") == 1
+    assert len(read_records(place / "two" / "metrics.jsonl")) == 3
+
+
+def test_a_loss_that_is_no_number_stops_and_keeps_the_checkpoint(place: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    from ssd_lite.engines import sample_trainer
+
+    original = sample_trainer.StepWatch.add
+
+    def poisoned(self: Any, loss: float, *args: Any) -> None:
+        original(self, float("nan") if self._log.records[3:] else loss, *args)
+
+    monkeypatch.setattr(sample_trainer.StepWatch, "add", poisoned)
+    with pytest.raises(UserError, match="loss became nan"):
+        go(place / "run", small())
+    newest = newest_whole(place / "run" / "checkpoints")
+    assert newest is not None
+    assert newest.name == "checkpoint-4"
+    assert not (place / "run" / "adapter").exists()
+
+
+def test_infinite_weights_are_noticed_before_they_are_saved(place: Path) -> None:
+    with pytest.raises(UserError, match=r"became (nan|inf)"):
+        go(place / "run", small(learning_rate=1e30, max_grad_norm=1e30))
+
+
+def test_no_token_to_train_on(place: Path) -> None:
+    with pytest.raises(UserError, match="no token to train on"):
+        go(place / "run", small(), [])
+
+
+def test_weights_that_do_not_move(place: Path) -> None:
+    with pytest.raises(UserError, match="did not move the weights"):
+        go(place / "run", small(learning_rate=1e-300))
+    assert not (place / "run" / "adapter").exists()
+
+
+def test_a_tracker_that_is_missing_names_the_extra(place: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    from ssd_lite.engines import trackers
+
+    monkeypatch.setattr(trackers.importlib.util, "find_spec", lambda name: None)
+    with pytest.raises(UserError, match=r'pip install "ssd-lite\[trackers\]"'):
+        go(place / "run", small(report_to=["wandb"]))
+
+
+def test_a_folder_that_cannot_be_written(tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("x")
+    with pytest.raises(UserError, match="cannot be written"):
+        check_writable(tmp_path / "file" / "checkpoints")
+
+
+def test_running_out_of_card_memory_names_the_keys(place: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    from ssd_lite.engines import trainer
+
+    def full(*args: Any, **kwargs: Any) -> None:
+        raise torch.OutOfMemoryError("CUDA out of memory")
+
+    monkeypatch.setattr(trainer.SampleTrainer, "train", full)
+    with pytest.raises(UserError, match=r"per_device_train_batch_size.*max_length"):
+        go(place / "run", small())
+
+
+def test_qlora_trains(place: Path) -> None:
+    pytest.importorskip("bitsandbytes")
+    summary = go(place / "run", small(method="qlora", num_train_epochs=10.0, learning_rate=2e-2), random_rows(4))
+    assert summary["final_loss"] < 0.9 * summary["first_loss"]
+    config = json.loads((place / "run" / "adapter" / "adapter_config.json").read_text())
+    assert config["base_model_name_or_path"] == "tiny"
+
+
+def test_schedule() -> None:
+    schedule = Schedule.of(Train(warmup_ratio=0.25, min_lr_rate=0.2), 12)
+    shares = [schedule.share(step) for step in range(12)]
+    assert shares[:3] == pytest.approx([1 / 3, 2 / 3, 1.0])
+    assert shares[3] == pytest.approx(1.0)
+    assert shares[-1] == pytest.approx(0.2)
+    assert all(a >= b for a, b in pairwise(shares[3:]))
+    assert [Schedule.of(Train(), 1).share(0)] == [1.0]
