@@ -1,4 +1,4 @@
-"""A written GGUF's vocabulary against the model folder's tokenizer: the same ids for hard texts, the same end tokens."""
+"""A written GGUF's vocabulary against the model folder's tokenizer: same ids for hard texts, same end tokens."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ PROBES = (
 
 
 def check_vocabulary(gguf: Path, folder: Path) -> None:
-    """Raise UserError if llama.cpp tokenises a probe otherwise than tokenizer.json, or would not stop at an end token."""
+    """Raise UserError if llama.cpp tokenises a probe otherwise than tokenizer.json, or would never stop."""
     tokenizer = ChatTokenizer.load(folder)
     view = Vocabulary(gguf)
     try:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import fcntl
+import hashlib
 import json
 import os
 import re
@@ -37,18 +38,24 @@ def cache_folder() -> Path:
 
 @contextmanager
 def only_writer(target: Path) -> Iterator[None]:
-    """Wait until no other process makes `target`, then keep others out. The kernel ends it with the process."""
+    """Wait until no other process makes `target`, then keep others out. The kernel ends it with the process.
+
+    The lock lies in the cache, so that a folder of results holds results only.
+    """
+    locks = cache_folder() / "locks"
+    name = hashlib.sha256(str(target.absolute()).encode()).hexdigest()[:24]
     try:
-        descriptor = os.open(target.with_name(f".{target.name}.lock"), os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o644)
+        locks.mkdir(exist_ok=True)
+        descriptor = os.open(locks / name, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o644)
     except OSError as error:
-        raise UserError(f"cannot be written: {error.strerror}.", where=str(target.parent)) from error
+        raise UserError(f"cannot be written: {error.strerror}.", where=str(locks)) from error
     try:
         try:
             fcntl.flock(descriptor, fcntl.LOCK_EX)
         except OSError as error:
             raise UserError(
                 f"the file system refuses a lock ({error.strerror}).",
-                where=str(target.parent),
+                where=str(locks),
                 next_step="Set SSD_LITE_CACHE to a local disk.",
             ) from error
         yield

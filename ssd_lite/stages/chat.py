@@ -71,7 +71,7 @@ def chat(target: str | Path, options: ChatOptions) -> str:
 
 
 def open_model(target: str | Path, options: ChatOptions) -> ChatModel:
-    """Find what shall answer. A run answers with its tuned model under evaluate.tuned, or its base under evaluate.base."""
+    """Find what shall answer: of a run its tuned model under evaluate.tuned, or its base under evaluate.base."""
     from ssd_lite.engines.model_source import gguf_file, hf_folder, resolve_model
 
     path = Path(target).expanduser()

@@ -57,7 +57,7 @@ class TurnFormat:
 
 
 def learn_format(render: Render, bos: str | None) -> TurnFormat | None:
-    """The turn format of a chat template, or None if it is not of this shape. `bos` is left out where the runtime adds it.
+    """The turn format of a chat template, or None if it is not of this shape. `bos`, if given, is left out in front.
 
     `render` gives the prompt text of a conversation. A template that refuses a conversation may raise anything.
     """

@@ -10,6 +10,7 @@ from __future__ import annotations
 import ctypes
 import os
 import struct
+import sys
 from errno import ENOSYS, EPERM
 
 from . import syscalls
@@ -23,6 +24,7 @@ _AF_UNIX, _SOCK_STREAM, _SOCK_SEQPACKET = 1, 1, 5
 _F_SETOWN, _F_SETSIG, _F_SETOWN_EX = 8, 10, 15
 _FIOSETOWN, _SIOCSPGRP, _TIOCSTI = 0x8901, 0x8902, 0x5412
 _PR_SET_PDEATHSIG = 1
+_ANY_PID = 0x7ABCDEF1  # larger than any process id
 
 Instruction = tuple[int, int, int, int]
 
@@ -117,8 +119,11 @@ def supervisor_filter() -> bytes:
     return _pack([*rules, _answer(_ALLOW)])
 
 
-def program_filter(pid: int) -> bytes:
-    """The filter of one program: threads but no processes, signals to itself alone, no limits of others."""
+def program_filter(pid: int = _ANY_PID) -> bytes:
+    """The filter of one program: threads but no processes, signals to itself alone, no limits of others.
+
+    Built once, before any fork, for no process in particular; `for_process` then makes it the filter of one.
+    """
     call, audit = _table()
     rules = _start(audit)
     for name in ("fork", "vfork", "pidfd_open"):
@@ -134,6 +139,11 @@ def program_filter(pid: int) -> bytes:
     rules += _only_equal(call["prlimit64"], 0, [0, pid], _KILL)
     rules += _never_equal(call["prctl"], 0, [_PR_SET_PDEATHSIG], _errno(EPERM))
     return _pack([*rules, _answer(_ALLOW)])
+
+
+def for_process(program: bytes, pid: int) -> bytes:
+    """`program_filter()` for one process."""
+    return program.replace(_ANY_PID.to_bytes(4, sys.byteorder), pid.to_bytes(4, sys.byteorder))
 
 
 def _table() -> tuple[dict[str, int], int]:

@@ -36,6 +36,7 @@ _PROGRESS = struct.Struct("<I")
 THREAD_STACK_BYTES = 8 << 20
 OPEN_FILES = 64
 PROCESSES = 80
+WARM_ROUNDS = 40  # the interpreter rewrites code it has run some times; after that, children share its pages
 
 
 class Supervisor:
@@ -50,6 +51,7 @@ class Supervisor:
         self.poller = select.poll()
         self.poller.register(self.control, select.POLLIN)
         self.turn = 1
+        self.filter = b"" if setup["tier"] == "none" else seccomp.program_filter()
 
     def prepare(self) -> dict[str, Any]:
         """Warm the interpreter and confine this process for good. Returns what the hello message says."""
@@ -198,7 +200,7 @@ class Supervisor:
         if self.setup["tier"] == "none":
             os.setsid()
         else:
-            seccomp.install(seccomp.program_filter(os.getpid()))
+            seccomp.install(seccomp.for_process(self.filter, os.getpid()))
 
     def _progress(self, case: int) -> None:
         _PROGRESS.pack_into(self.page, self.turn * _PROGRESS.size, case)
@@ -227,18 +229,13 @@ def _leave(code: object = None) -> None:
 def _warm() -> None:
     """Use once what every child uses, so that the work of first use is done before the fork."""
     frames = program.Frames(os.open(os.devnull, os.O_WRONLY), lambda case: None, 1 << 20)
-    module = program.new_module("warm", {})
-    request = {
-        "before": [],
-        "program": "def f(a):\n    return [a, (a, a)]\n",
-        "entry": "f",
-        "cases": [[[1], {"d": []}]],
-    }
-    program.run_calls(request, module, frames)
-    program.run_calls({**request, "cases": [[[], {"d": []}]]}, program.new_module("warm", {}), frames)
-    plain.decode({"t": [1, {"d": [[1, 2]]}]})
-    seccomp.supervisor_filter()
-    seccomp.program_filter(1)
+    request = {"before": [], "program": "def f(a):\n    return [a, (a, a)]\n", "entry": "f"}
+    for _ in range(WARM_ROUNDS):
+        for cases in ([[[1], {"d": []}]] * 3, [[[], {"d": []}]]):
+            text = json.dumps({**request, "cases": cases})
+            program.run_calls(json.loads(text), program.new_module("warm", {}), frames)
+        plain.decode(plain.encode((1, {"a": [2.5, "b", {3}], "b": [1 << 70]})))
+        seccomp.for_process(b"", os.getpid())
 
 
 def main(argument: str) -> None:

@@ -1,0 +1,120 @@
+"""Answers a list of problems into a journal of samples: rendering, seeds, progress, going on after a kill."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from random import Random
+from typing import TYPE_CHECKING, Any
+
+from ssd_lite.errors import Stopped
+from ssd_lite.interrupt import stop_requested
+from ssd_lite.journal import Journal, Record
+from ssd_lite.progress import Progress
+from ssd_lite.prompts import render
+from ssd_lite.records import Problem, Sample, SamplingSettings, sample_from_json, to_json
+
+if TYPE_CHECKING:
+    from ssd_lite.engines.sampler import Completion, Engine, Request
+    from ssd_lite.engines.tokenizer import ChatTokenizer
+
+
+@dataclass(frozen=True)
+class Answering:
+    """Who answers and how: `folder` gives tokenizer and template; the engine loads `weights`, the folder or a GGUF."""
+
+    engine: Engine
+    folder: Path
+    weights: Path
+    model_hash: str
+    settings: SamplingSettings
+    n: int
+    seed: int
+    batch_size: int
+    threads: int | None
+
+
+def sample_key(record: Record) -> tuple[str, int]:
+    """The key of samples and grades in their journals."""
+    return (record["problem_id"], record["index"])
+
+
+def answer(problems: Sequence[Problem], how: Answering, journal_file: Path, label: str) -> dict[str, Any]:
+    """Make the samples that `journal_file` still lacks. Each is on disk, fsynced, as soon as it is finished.
+
+    Returns samples, tokens, and the seconds and tok/s of this process. Raises Stopped after a signal.
+    """
+    from ssd_lite.engines.sampler import SamplerOptions, open_sampler
+    from ssd_lite.engines.tokenizer import ChatTokenizer
+
+    tokenizer = ChatTokenizer.load(how.folder)
+    started = time.monotonic()
+    with Journal(journal_file, sample_key) as journal:
+        requests = [r for r in _requests(problems, how, tokenizer) if (r.prompt.problem_id, r.index) not in journal]
+        made = 0
+        if requests:
+            options = SamplerOptions(how.batch_size, how.threads, tokenizer.end_ids, tokenizer.pad_id)
+            sampler = open_sampler(how.engine, how.weights, options)
+            total = len(problems) * how.n
+            with Progress(total, "samples", label, start=total - len(requests)) as progress:
+                completions = sampler.sample(requests, how.settings, lambda n: progress.advance(0, tokens=n))
+                for completion in completions:
+                    journal.append([to_json(_sample(completion, how, tokenizer))])
+                    made += len(completion.ids)
+                    progress.advance()
+                    if stop_requested():
+                        raise Stopped(f"{label} stopped after {len(journal)} of {total} samples.")
+            sampler.close()
+        tokens = sum(len(record["completion_ids"]) for record in journal.records)
+        seconds = time.monotonic() - started
+        return {
+            "samples": len(journal),
+            "tokens": tokens,
+            "seconds": round(seconds, 2),
+            "tokens_per_s": round(made / seconds, 1) if made else None,
+            "cut_bytes": journal.cut_bytes,
+        }
+
+
+def _requests(problems: Sequence[Problem], how: Answering, tokenizer: ChatTokenizer) -> list[Request]:
+    from ssd_lite.engines.law import derived_seed
+    from ssd_lite.engines.sampler import Request
+
+    return [
+        Request(prompt, index, derived_seed(how.seed, prompt.problem_id, index))
+        for prompt in render(problems, tokenizer)
+        for index in range(how.n)
+    ]
+
+
+def _sample(completion: Completion, how: Answering, tokenizer: ChatTokenizer) -> Sample:
+    request = completion.request
+    return Sample(
+        problem_id=request.prompt.problem_id,
+        index=request.index,
+        prompt_ids=request.prompt.ids,
+        completion_ids=completion.ids,
+        completion=tokenizer.decode(completion.ids, skip_special=True),
+        finish_reason=completion.finish_reason,
+        entropy_nats=round(completion.entropy_nats, 6),
+        seed=request.seed,
+        settings=how.settings,
+        engine=how.engine,
+        model_hash=how.model_hash,
+    )
+
+
+def read_samples(journal_file: Path) -> list[Sample]:
+    """All samples of a journal; a torn last line is cut."""
+    with Journal(journal_file, sample_key) as journal:
+        return [sample_from_json(record) for record in journal.records]
+
+
+def take(problems: Sequence[Problem], limit: int | None, seed: int) -> list[Problem]:
+    """`limit` problems drawn with `seed`, in the order of the set; all if there is no limit."""
+    if limit is None or limit >= len(problems):
+        return list(problems)
+    chosen = set(Random(seed).sample(range(len(problems)), limit))
+    return [problem for position, problem in enumerate(problems) if position in chosen]

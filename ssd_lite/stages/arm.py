@@ -1,0 +1,88 @@
+"""One arm: a model under one decoding answers a problem set, is graded and counted."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from ssd_lite.atomic import write_json
+from ssd_lite.errors import Stopped
+from ssd_lite.grading.extract import Block, extract_program
+from ssd_lite.grading.grader import Grader
+from ssd_lite.grading.steps import Submission
+from ssd_lite.interrupt import stop_requested
+from ssd_lite.journal import Journal
+from ssd_lite.problems.problem_set import ProblemSet
+from ssd_lite.progress import Progress
+from ssd_lite.records import Grade, Problem, Sample, grade_from_json, to_json
+from ssd_lite.run_folder import ArmFolder
+from ssd_lite.stages.answers import Answering, answer, read_samples, sample_key
+from ssd_lite.stages.arm_report import arm_numbers
+
+
+def describe(chosen: ProblemSet, problems: Sequence[Problem], golden: str) -> dict[str, Any]:
+    """What a report says of its problem set."""
+    body = {"name": chosen.name, "count": len(problems), "sha256": chosen.sha256}
+    return {**body, "note": chosen.note, "golden": golden}
+
+
+@dataclass(frozen=True)
+class Arm:
+    """One model under one decoding on one list of problems."""
+
+    files: ArmFolder
+    problems: Sequence[Problem]
+    how: Answering
+    ks: Sequence[int]
+    block: Block
+
+    def evaluate(self, grader: Grader, problem_set: dict[str, Any], model: str) -> dict[str, Any]:
+        """Sample, grade and count; each goes on where it was. Writes and returns report.json."""
+        work = answer(self.problems, self.how, self.files.samples, f"evaluate {self.files.name}")
+        samples = sorted(read_samples(self.files.samples), key=lambda s: s.key)
+        grades = self._grades(grader, samples)
+        numbers = arm_numbers(self.problems, samples, grades, ks=self.ks, seed=self.how.seed, block=self.block)
+        settings = self.how.settings
+        report = {
+            "arm": self.files.name,
+            "model": model,
+            "model_sha256": self.how.model_hash,
+            "engine": self.how.engine,
+            "gguf_type": self.how.weights.stem.rpartition("-")[2] if self.how.engine == "llama_cpp" else None,
+            "settings": {
+                "temperature": settings.temperature,
+                "top_k": settings.top_k,
+                "top_p": settings.top_p,
+                "max_new_tokens": settings.max_new_tokens,
+            },
+            "seed": self.how.seed,
+            "n": self.how.n,
+            "k": list(self.ks),
+            "block": self.block,
+            "problems": problem_set,
+            "grader": grader.describe(),
+            **numbers,
+            "tokens": work["tokens"],
+            "seconds": work["seconds"],
+        }
+        write_json(self.files.report, report)
+        return report
+
+    def _grades(self, grader: Grader, samples: Sequence[Sample]) -> list[Grade]:
+        by_id = {problem.id: problem for problem in self.problems}
+        label = f"grade {self.files.name}"
+        with Journal(self.files.grades, sample_key) as journal:
+            waiting = [s for s in samples if s.key not in journal]
+            submissions = [
+                Submission(by_id[s.problem_id], s.index, extract_program(s.completion, block=self.block).program)
+                for s in waiting
+            ]
+            if waiting:
+                with Progress(len(samples), "programs", label, start=len(samples) - len(waiting)) as progress:
+                    for grade in grader.grade(submissions):
+                        journal.append([to_json(grade)])
+                        progress.advance()
+                        if stop_requested():
+                            raise Stopped(f"{label} stopped after {len(journal)} of {len(samples)} programs.")
+            return [grade_from_json(record) for record in journal.records]

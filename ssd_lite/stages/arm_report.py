@@ -1,0 +1,106 @@
+"""Numbers of one arm and of two arms compared: pass@k with intervals, rates, lengths, the verdict in one sentence."""
+
+from __future__ import annotations
+
+import re
+from collections import Counter
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import asdict
+from typing import Any
+
+from ssd_lite.grading.extract import Block, extract_program
+from ssd_lite.grading.pass_at_k import pass_at_k
+from ssd_lite.grading.statistics import bootstrap, groups, mcnemar_exact, paired_bootstrap, smallest_difference
+from ssd_lite.records import Grade, Problem, Sample
+
+# arXiv 2603.24472 counts these as signs of hedging; self-distillation was seen to thin them out.
+HEDGING = ("wait", "hmm", "perhaps", "maybe", "actually", "alternatively", "seems", "might", "likely", "check")
+_WORD = re.compile(r"[A-Za-z']+")
+
+
+def arm_numbers(
+    problems: Sequence[Problem],
+    samples: Sequence[Sample],
+    grades: Sequence[Grade],
+    *,
+    ks: Sequence[int],
+    seed: int,
+    block: Block,
+) -> dict[str, Any]:
+    """The measured part of an arm's report.json."""
+    made, passed = Counter(s.problem_id for s in samples), Counter(g.problem_id for g in grades if g.passed)
+    rows = [{"problem_id": p.id, "difficulty": p.difficulty, "n": made[p.id], "passed": passed[p.id]} for p in problems]
+    tiers = groups({p.id: p.difficulty for p in problems if p.difficulty is not None})
+    by_id = {row["problem_id"]: row for row in rows}
+    words = [word.lower() for s in samples for word in _WORD.findall(s.completion)]
+    return {
+        "pass_at_k": _pass_at_k(rows, ks, seed),
+        "by_difficulty": {
+            tier: {"count": len(ids), "pass_at_k": _pass_at_k([by_id[i] for i in ids], ks, seed)}
+            for tier, ids in tiers.items()
+        },
+        "verdicts": dict(Counter(g.verdict for g in grades).most_common()),
+        "no_code_rate": _share(g.verdict == "no_code" for g in grades),
+        "cap_rate": _share(s.finish_reason == "length" for s in samples),
+        "unclosed_rate": _share(extract_program(s.completion, block=block).fence == "unclosed" for s in samples),
+        "mean_tokens": sum(len(s.completion_ids) for s in samples) / len(samples),
+        "hedging_per_1000_words": 1000 * sum(word in HEDGING for word in words) / max(1, len(words)),
+        "samples": len(samples),
+        "lengths": [len(s.completion_ids) for s in samples],
+        "entropies": [s.entropy_nats for s in samples],
+        "per_problem": rows,
+    }
+
+
+def _pass_at_k(rows: Sequence[Mapping[str, Any]], ks: Sequence[int], seed: int) -> dict[str, Any]:
+    return {str(k): asdict(bootstrap(_values(rows, k), seed)) for k in ks}
+
+
+def _values(rows: Sequence[Mapping[str, Any]], k: int) -> list[float]:
+    return [pass_at_k(row["n"], row["passed"], k) for row in rows]
+
+
+def _share(flags: Iterable[bool]) -> float:
+    seen = list(flags)
+    return sum(seen) / len(seen)
+
+
+def compare(base: Mapping[str, Any], tuned: Mapping[str, Any], seed: int) -> dict[str, Any]:
+    """The paired comparison of two arms over the same problems, with its verdict.
+
+    Gain or loss is claimed only where the 95 % interval of the paired difference in pass@(smallest k) leaves out zero.
+    """
+    ks = [k for k in base["k"] if k in tuned["k"]]
+    a, b = base["per_problem"], tuned["per_problem"]
+    if [row["problem_id"] for row in a] != [row["problem_id"] for row in b]:
+        raise ValueError("two arms are compared over the same problems in the same order")
+    differences = {str(k): asdict(paired_bootstrap(_values(a, k), _values(b, k), seed)) for k in ks}
+    shown = {str(k): smallest_difference(_values(a, k), _values(b, k)) for k in ks}
+    only_base = sum(x["passed"] > 0 and y["passed"] == 0 for x, y in zip(a, b, strict=True))
+    only_tuned = sum(y["passed"] > 0 and x["passed"] == 0 for x, y in zip(a, b, strict=True))
+    verdict, sentence = _verdict(min(ks), differences[str(min(ks))], shown[str(min(ks))], len(a))
+    return {
+        "base": base["arm"],
+        "tuned": tuned["arm"],
+        "pass_at_k": differences,
+        "mcnemar_p": mcnemar_exact(only_base, only_tuned),
+        "only_base": only_base,
+        "only_tuned": only_tuned,
+        "smallest_difference": shown,
+        "verdict": verdict,
+        "sentence": sentence,
+    }
+
+
+def _verdict(k: int, difference: Mapping[str, float], power: float | None, problems: int) -> tuple[str, str]:
+    mean, low, high = (100 * difference[key] for key in ("mean", "low", "high"))
+    interval = f"[{low:+.1f}, {high:+.1f}]"
+    if low > 0:
+        return "gain", f"Gain: pass@{k} rose by {mean:.1f} points {interval} over {problems} problems."
+    if high < 0:
+        return "loss", f"Loss: pass@{k} fell by {-mean:.1f} points {interval} over {problems} problems."
+    could = f"; this set could show {100 * power:.1f} points" if power is not None else ""
+    return (
+        "no difference shown",
+        f"No difference shown: pass@{k} {mean:+.1f} points {interval} over {problems} problems{could}.",
+    )

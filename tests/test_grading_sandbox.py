@@ -1,0 +1,146 @@
+"""Hostile and honest programs get the verdict they deserve in each tier, and leave nothing behind.
+
+The tier without namespaces is tried only inside an outer read-only bubblewrap namespace: a sandbox test must assume
+that the sandbox fails.
+"""
+
+import json
+import os
+import shutil
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import grading_rows
+import pytest
+
+from ssd_lite.errors import UserError
+from ssd_lite.grading import tiers
+from ssd_lite.grading.grader import Grader, Submission
+from ssd_lite.records import FunctionalTest, Limits, Problem, StdinTest
+
+needs_bubblewrap = pytest.mark.skipif(shutil.which("bwrap") is None, reason="bubblewrap is not installed")
+needs_shared = pytest.mark.skipif(not grading_rows.SHARED.is_file(), reason="the shared data folder is absent")
+MORE = Path(__file__).parent / "data" / "hostile_programs.jsonl"
+CALLS = Problem("calls", (), FunctionalTest("add", (([1, 2], 3), ([5, 7], 12))))
+SCRIPT = Problem("script", (), StdinTest((("1 2\n", "3\n"),)))
+
+
+def outer(command: list[str]) -> list[str]:
+    options = "--unshare-user --uid 0 --gid 0 --unshare-pid --unshare-net --unshare-ipc --die-with-parent --cap-add ALL"
+    mounts = "--ro-bind / / --dev /dev --proc /proc --tmpfs /var/tmp --tmpfs /tmp"
+    return ["bwrap", *options.split(), *mounts.split(), "--chdir", str(Path(__file__).parents[1]), "--", *command]
+
+
+def in_outer_namespace(rows: Path, tier: str) -> list[str]:
+    environment = {**os.environ, "PYTHONPATH": str(Path(__file__).parents[1])}
+    command = outer([sys.executable, str(Path(grading_rows.__file__).resolve()), str(rows), tier])
+    run = subprocess.run(command, capture_output=True, text=True, timeout=300, check=True, env=environment)
+    return json.loads(run.stdout)
+
+
+@needs_bubblewrap
+def test_more_hostile_programs_in_bubblewrap():
+    assert grading_rows.wrong(grading_rows.rows(MORE), "bubblewrap") == []
+
+
+@needs_bubblewrap
+@needs_shared
+def test_adversarial_programs_that_end_by_themselves_in_bubblewrap():
+    quick = [row for row in grading_rows.rows(grading_rows.SHARED) if row["expected_verdict"] != "timeout"]
+    assert grading_rows.wrong(quick, "bubblewrap") == []
+
+
+@needs_bubblewrap
+@needs_shared
+@pytest.mark.slow
+@pytest.mark.parametrize("tier", ["bubblewrap", "landlock"])
+def test_all_adversarial_programs(tier):
+    assert in_outer_namespace(grading_rows.SHARED, tier) == []
+
+
+@needs_bubblewrap
+@pytest.mark.slow
+def test_more_hostile_programs_in_landlock():
+    assert in_outer_namespace(MORE, "landlock") == []
+
+
+@needs_bubblewrap
+def test_a_program_sees_no_file_of_the_one_before_it():
+    with Grader("bubblewrap", workers=1) as grader:
+        writer = "open('.note', 'w').write('x')\nprint(3)"
+        reader = "import os\nprint(len(os.listdir('/tmp')) + 3)"
+        grades = list(grader.grade([Submission(SCRIPT, 0, writer), Submission(SCRIPT, 1, reader)]))
+    assert [grade.verdict for grade in grades] == ["pass", "pass"]
+
+
+@needs_bubblewrap
+def test_a_wrong_value_ends_a_program_that_would_run_on():
+    cases = (([1], 1), ([2], 2), ([3], 3))
+    problem = Problem("slow", (), FunctionalTest("f", cases), limits=Limits(cpu_s=20, wall_s=30))
+    program = "import time\ndef f(x):\n    if x > 1: time.sleep(20)\n    return 0\n"
+    start = time.monotonic()
+    with Grader("bubblewrap", workers=1) as grader:
+        (grade,) = grader.grade([Submission(problem, 0, program)])
+    assert grade.verdict == "wrong_answer"
+    assert time.monotonic() - start < 10
+
+
+@needs_bubblewrap
+def test_no_code_and_an_abandoned_iteration():
+    with Grader("bubblewrap", workers=2) as grader:
+        (grade,) = grader.grade([Submission(CALLS, 4, None)])
+        assert (grade.verdict, grade.index, grade.cpu_s) == ("no_code", 4, 0.0)
+        spin = "def add(a, b):\n    while True: pass\n"
+        good = "def add(a, b):\n    return a + b\n"
+        unfinished = grader.grade([Submission(CALLS, 0, good), Submission(CALLS, 1, spin)])
+        next(unfinished)
+        unfinished.close()
+        assert [grade.verdict for grade in grader.grade([Submission(CALLS, 2, good)])] == ["pass"]
+
+
+@needs_bubblewrap
+def test_nothing_is_left_when_the_grader_closes():
+    before = len(os.listdir("/proc/self/fd"))
+    grader = Grader("bubblewrap", workers=2)
+    pids = [worker.sandbox._process.pid for worker in grader._workers if worker.sandbox]
+    assert pids
+    grader.close()
+    grader.close()
+    assert len(os.listdir("/proc/self/fd")) == before
+    assert not any(os.path.exists(f"/proc/{pid}") for pid in pids)
+
+
+@needs_bubblewrap
+def test_a_problem_without_tests_is_refused():
+    with Grader("bubblewrap", workers=1) as grader, pytest.raises(UserError, match="no tests"):
+        list(grader.grade([Submission(Problem("empty", ()), 0, "pass")]))
+
+
+def test_no_sandbox_is_an_error_that_says_what_to_do(monkeypatch):
+    def refuse(tier):
+        raise tiers.SandboxError(f"no {tier} here")
+
+    monkeypatch.setattr(tiers, "started", refuse)
+    with pytest.raises(UserError, match="--unsafe-sandbox"):
+        Grader("auto")
+
+
+@needs_bubblewrap
+def test_canaries_notice_an_open_sandbox():
+    sandbox = tiers.Sandbox("none")
+    try:
+        sandbox.wait_ready()
+        assert tiers._leak(sandbox) == "reads a host file"
+    finally:
+        sandbox.close()
+
+
+@needs_bubblewrap
+def test_describe_tells_the_tier_and_limits():
+    with Grader("auto", workers=1) as grader:
+        described = grader.describe()
+    assert described["tier"] == "bubblewrap"
+    assert described["limits"]["cpu_s"] == 2.0
+    assert described["python"].startswith("3.")

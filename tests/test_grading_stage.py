@@ -1,0 +1,94 @@
+"""`ssd-lite grade`: sample files in, grades and a summary out; interchange files for other harnesses."""
+
+import json
+import shutil
+
+import pytest
+
+from ssd_lite.errors import UserError
+from ssd_lite.grading.interchange import write_evalplus, write_livecodebench
+from ssd_lite.grading.steps import Submission
+from ssd_lite.records import FunctionalTest, Problem
+from ssd_lite.stages.grade import grade_file
+
+needs_bubblewrap = pytest.mark.skipif(shutil.which("bwrap") is None, reason="bubblewrap is not installed")
+GOOD = "def add(a, b):\n    return a + b\n"
+PROBLEMS = [
+    Problem("a", (), FunctionalTest("add", (([1, 2], 3),)), golden=GOOD),
+    Problem("b", (), FunctionalTest("add", (([2, 2], 4),))),
+]
+
+
+def samples(tmp_path, *lines):
+    path = tmp_path / "samples.jsonl"
+    path.write_text("".join((line if isinstance(line, str) else json.dumps(line)) + "\n" for line in lines))
+    return path
+
+
+@needs_bubblewrap
+def test_completions_and_programs_are_graded_in_order(tmp_path):
+    fenced = f"Here:\n```python\n{GOOD}```"
+    path = samples(
+        tmp_path,
+        {"problem_id": "b", "index": 0, "program": GOOD},
+        {"problem_id": "a", "index": 0, "completion": fenced},
+        "",
+        {"problem_id": "a", "index": 1, "completion": "no block"},
+    )
+    out = tmp_path / "grades.jsonl"
+    result = grade_file(path, PROBLEMS, sandbox="bubblewrap", out=out)
+    grades = [json.loads(line) for line in out.read_text().splitlines()]
+    assert [(g["problem_id"], g["index"], g["verdict"]) for g in grades] == [
+        ("b", 0, "pass"),
+        ("a", 0, "pass"),
+        ("a", 1, "no_code"),
+    ]
+    assert set(grades[0]) == {"problem_id", "index", "verdict", "detail", "cpu_s"}
+    assert result["pass@1"] == 0.75
+    assert result["fences"] == {"closed": 1, "none": 1}
+    assert result["grading"]["tier"] == "bubblewrap"
+    assert "1 of 2" in result["golden"]
+
+
+@pytest.mark.parametrize(
+    ("line", "words"),
+    [
+        ("{", "JSON"),
+        ("[1]", "one JSON object"),
+        ({"problem_id": "x", "index": 0, "program": ""}, "no problem 'x'"),
+        ({"problem_id": "a", "index": "0", "program": ""}, "whole number"),
+        ({"problem_id": "a", "index": 0}, "completion"),
+        ({"problem_id": "a", "index": 0, "program": "", "completion": ""}, "either"),
+        ({"problem_id": "b", "index": 0, "program": ""}, "line 1"),
+    ],
+)
+def test_a_bad_line_is_named(tmp_path, line, words):
+    path = samples(tmp_path, {"problem_id": "b", "index": 0, "program": GOOD}, line)
+    with pytest.raises(UserError, match=r"samples\.jsonl:2") as caught:
+        grade_file(path, PROBLEMS)
+    assert words in str(caught.value)
+
+
+def test_no_samples_and_no_file(tmp_path):
+    with pytest.raises(UserError, match="no samples"):
+        grade_file(samples(tmp_path), PROBLEMS)
+    with pytest.raises(UserError, match="cannot read"):
+        grade_file(tmp_path / "absent.jsonl", PROBLEMS)
+
+
+@needs_bubblewrap
+def test_a_golden_solution_that_fails_stops_the_grading(tmp_path):
+    broken = [Problem("a", (), FunctionalTest("add", (([1, 2], 4),)), golden=GOOD)]
+    with pytest.raises(UserError, match="1 of 1 golden"):
+        grade_file(samples(tmp_path, {"problem_id": "a", "index": 0, "program": GOOD}), broken, sandbox="bubblewrap")
+
+
+def test_interchange_files(tmp_path):
+    rows = [Submission(PROBLEMS[i], n, f"p{i}{n}") for n in (1, 0) for i in (0, 1)]
+    assert write_evalplus(rows, tmp_path / "e.jsonl") == 4
+    lines = [json.loads(line) for line in (tmp_path / "e.jsonl").read_text().splitlines()]
+    assert lines[0] == {"task_id": "a", "solution": "p00"}
+    assert write_livecodebench(rows, tmp_path / "l.json") == 2
+    assert json.loads((tmp_path / "l.json").read_text())[1] == {"question_id": "b", "code_list": ["p10", "p11"]}
+    with pytest.raises(UserError, match="same number"):
+        write_livecodebench(rows[:3], tmp_path / "l.json")

@@ -1,0 +1,106 @@
+"""Small models for tests: the packaged model's folder, and random llama, qwen2 and qwen3 folders with its tokenizer."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import pytest
+from ssd_lite.engines.model_source import ModelSource, hf_folder, resolve_model
+
+PACKAGED = "smollm2-135m-instruct"
+LLAMA3_ROPE = {
+    "rope_type": "llama3",
+    "factor": 8.0,
+    "low_freq_factor": 1.0,
+    "high_freq_factor": 4.0,
+    "original_max_position_embeddings": 8192,
+}
+TOKENIZER_FILES = ("tokenizer.json", "tokenizer_config.json", "generation_config.json")
+
+
+@contextmanager
+def cache_in(folder: Path) -> Iterator[Path]:
+    """Let the program keep its cache in `folder`."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("SSD_LITE_CACHE", str(folder))
+        yield folder
+
+
+def packaged_source() -> ModelSource:
+    """The packaged model; the test is skipped where its package is not installed."""
+    pytest.importorskip("gguf")
+    try:
+        return resolve_model(PACKAGED)
+    except Exception as error:
+        pytest.skip(f"no packaged model: {error}")
+
+
+def shared_cache() -> Path:
+    """One cache for the test session, so that the packaged model is dequantised once."""
+    folder = Path(tempfile.gettempdir()) / f"ssd-lite-tests-{os.getuid()}"
+    folder.mkdir(exist_ok=True)
+    return folder
+
+
+def packaged_folder() -> Path:
+    """The packaged model, dequantised."""
+    with cache_in(shared_cache()):
+        return hf_folder(packaged_source())
+
+
+def save_tiny(
+    folder: Path, kind: str = "llama", *, dtype: str = "float32", shard_size: str = "1GB", **settings: Any
+) -> Path:
+    """A random model (2 layers) of an architecture with the packaged tokenizer; weights large enough to matter."""
+    torch = pytest.importorskip("torch")
+    transformers = pytest.importorskip("transformers")
+    name = {"llama": "Llama", "qwen2": "Qwen2", "qwen3": "Qwen3", "gpt2": "GPT2"}[kind]
+    common = {
+        "vocab_size": 49152,
+        "hidden_size": 64,
+        "intermediate_size": 128,
+        "num_hidden_layers": 2,
+        "num_attention_heads": 4,
+        "num_key_value_heads": 2,
+        "max_position_embeddings": 512,
+        "initializer_range": 0.3,
+        "eos_token_id": 2,
+    }
+    torch.manual_seed(0)
+    config = getattr(transformers, f"{name}Config")(**{**common, **settings})
+    model = getattr(transformers, f"{name}ForCausalLM")(config)
+    for parameter in model.parameters():
+        if parameter.dim() == 1:
+            torch.nn.init.normal_(parameter, 0.5, 0.5)
+    model.to(getattr(torch, dtype)).save_pretrained(folder, max_shard_size=shard_size)
+    for file in TOKENIZER_FILES:
+        shutil.copyfile(packaged_folder() / file, folder / file)
+    return folder
+
+
+def llama_logits(gguf: Path, ids: list[int]) -> Any:
+    """Logits [vocabulary] of the last position, by llama.cpp."""
+    from ssd_lite.engines.llama_context import LlamaContext, LlamaModel
+
+    model = LlamaModel(gguf)
+    context = LlamaContext(model, sequences=1, length=len(ids) + 1)
+    logits = context.prefill(0, ids)
+    context.close()
+    model.close()
+    return logits
+
+
+def hf_logits(folder: Path, ids: list[int]) -> Any:
+    """Logits [vocabulary] of the last position, by transformers in float32."""
+    import torch
+    from transformers import AutoModelForCausalLM
+
+    model = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32)
+    with torch.no_grad():
+        return model(torch.tensor([ids])).logits[0, -1].numpy()
