@@ -8,11 +8,12 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from tiny_models import LLAMA3_ROPE, hf_logits, llama_logits, packaged_folder, save_tiny
+
 from ssd_lite.engines.gguf_read import open_gguf, write_folder
 from ssd_lite.engines.gguf_write import Decoding, write_gguf
 from ssd_lite.engines.model_folder import ModelFolder
 from ssd_lite.errors import UserError
-from tiny_models import LLAMA3_ROPE, hf_logits, llama_logits, packaged_folder, save_tiny
 
 pytest.importorskip("llama_cpp")
 MODELS = {
@@ -26,7 +27,7 @@ MODELS = {
         {"head_dim": 32, "rope_scaling": {"rope_type": "yarn", "factor": 4.0, "original_max_position_embeddings": 128}},
     ),
 }
-IDS = [1, *range(100, 160), 7, 9, 4000]
+IDS = [1, *range(100, 160), 7, 9, 900]
 
 
 @pytest.mark.parametrize("name", MODELS)
@@ -115,7 +116,7 @@ def test_what_cannot_be_written_is_refused_and_nothing_is_left(case: str, tmp_pa
 def test_a_missing_tensor_and_a_weight_too_large_for_float16_are_refused(tmp_path: Path) -> None:
     folder = save_tiny(tmp_path / "model", num_hidden_layers=1)
     _edit(folder / "config.json", {"num_hidden_layers": 2})
-    with pytest.raises(UserError, match="blk.1.attn_norm"):
+    with pytest.raises(UserError, match=r"blk\.1\.attn_norm"):
         write_gguf(folder, tmp_path / "m.gguf", "f16")
     _edit(folder / "config.json", {"num_hidden_layers": 1})
     from safetensors.numpy import load_file, save_file
@@ -131,9 +132,10 @@ def test_a_missing_tensor_and_a_weight_too_large_for_float16_are_refused(tmp_pat
 @pytest.mark.slow
 def test_greedy_continuation_of_the_packaged_model_equals_transformers(tmp_path: Path) -> None:
     import torch
+    from transformers import AutoModelForCausalLM
+
     from ssd_lite.engines.llama_context import LlamaContext, LlamaModel
     from ssd_lite.engines.tokenizer import ChatTokenizer
-    from transformers import AutoModelForCausalLM
 
     folder = packaged_folder()
     write_gguf(folder, tmp_path / "m.gguf", "f32")
@@ -151,6 +153,7 @@ def test_greedy_continuation_of_the_packaged_model_equals_transformers(tmp_path:
         with torch.no_grad():
             out = model.generate(
                 torch.tensor([ids]),
+                attention_mask=torch.ones(1, len(ids), dtype=torch.long),
                 max_new_tokens=64,
                 min_new_tokens=64,
                 do_sample=False,

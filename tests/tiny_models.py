@@ -2,15 +2,20 @@
 
 from __future__ import annotations
 
-import os
+import atexit
+import json
 import shutil
 import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
+from functools import cache
 from pathlib import Path
 from typing import Any
 
 import pytest
+
+from ssd_lite.engines.gguf_read import open_gguf
+from ssd_lite.engines.gguf_tokenizer import write_tokenizer
 from ssd_lite.engines.model_source import ModelSource, hf_folder, resolve_model
 
 PACKAGED = "smollm2-135m-instruct"
@@ -21,7 +26,6 @@ LLAMA3_ROPE = {
     "high_freq_factor": 4.0,
     "original_max_position_embeddings": 8192,
 }
-TOKENIZER_FILES = ("tokenizer.json", "tokenizer_config.json", "generation_config.json")
 
 
 @contextmanager
@@ -41,13 +45,24 @@ def packaged_source() -> ModelSource:
         pytest.skip(f"no packaged model: {error}")
 
 
+@cache
 def shared_cache() -> Path:
     """One cache for the test session, so that the packaged model is dequantised once."""
-    folder = Path(tempfile.gettempdir()) / f"ssd-lite-tests-{os.getuid()}"
-    folder.mkdir(exist_ok=True)
+    folder = Path(tempfile.mkdtemp(prefix="ssd-lite-tests-"))
+    atexit.register(shutil.rmtree, folder)
     return folder
 
 
+@cache
+def packaged_fields() -> dict[str, Any]:
+    """The packaged model's metadata."""
+    with cache_in(shared_cache()):
+        path = packaged_source().gguf
+    assert path is not None
+    return open_gguf(path).fields
+
+
+@cache
 def packaged_folder() -> Path:
     """The packaged model, dequantised."""
     with cache_in(shared_cache()):
@@ -62,7 +77,7 @@ def save_tiny(
     transformers = pytest.importorskip("transformers")
     name = {"llama": "Llama", "qwen2": "Qwen2", "qwen3": "Qwen3", "gpt2": "GPT2"}[kind]
     common = {
-        "vocab_size": 49152,
+        "vocab_size": 1024,
         "hidden_size": 64,
         "intermediate_size": 128,
         "num_hidden_layers": 2,
@@ -79,9 +94,18 @@ def save_tiny(
         if parameter.dim() == 1:
             torch.nn.init.normal_(parameter, 0.5, 0.5)
     model.to(getattr(torch, dtype)).save_pretrained(folder, max_shard_size=shard_size)
-    for file in TOKENIZER_FILES:
-        shutil.copyfile(packaged_folder() / file, folder / file)
+    write_small_tokenizer(folder)
     return folder
+
+
+def write_small_tokenizer(folder: Path) -> None:
+    """The packaged tokenizer cut to its first 1,000 tokens: a byte-level BPE numbers its tokens in order of merging."""
+    write_tokenizer(packaged_fields(), folder, 512, "")
+    value = json.loads((folder / "tokenizer.json").read_text())
+    vocab = {token: index for token, index in value["model"]["vocab"].items() if index < 1000}
+    merges = [merge for merge in value["model"]["merges"] if merge.replace(" ", "") in vocab]
+    value["model"] |= {"vocab": vocab, "merges": merges}
+    (folder / "tokenizer.json").write_text(json.dumps(value))
 
 
 def llama_logits(gguf: Path, ids: list[int]) -> Any:

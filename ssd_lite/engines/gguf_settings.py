@@ -94,13 +94,15 @@ def config_from_metadata(architecture: Architecture, fields: Config, tensor_name
         "num_hidden_layers": int(values["block_count"]),
         "num_attention_heads": heads,
         "num_key_value_heads": int(values.get("attention.head_count_kv", heads)),
-        "head_dim": int(values.get("attention.key_length") or values.get("rope.dimension_count") or hidden // heads),
         "max_position_embeddings": int(values["context_length"]),
         "rms_norm_eps": _shortest(values["attention.layer_norm_rms_epsilon"]),
         "rope_theta": _shortest(values.get("rope.freq_base", 10000.0)),
         "tie_word_embeddings": "output.weight" not in tensor_names,
         "attention_bias": "blk.0.attn_q.bias" in tensor_names,
     }
+    size = int(values.get("attention.key_length") or values.get("rope.dimension_count") or hidden // heads)
+    if "attention.key_length" in values or size * heads != hidden:
+        config["head_dim"] = size
     if architecture.name == "llama":
         config["mlp_bias"] = "blk.0.ffn_up.bias" in tensor_names
     scaling = values.get("rope.scaling.type", "none")

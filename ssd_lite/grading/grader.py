@@ -34,6 +34,36 @@ class _Task:
     losses: int = 0
 
 
+class _Queue:
+    """What is still to be done: tasks that can go on, new submissions, and tasks that must run with nothing beside them."""
+
+    def __init__(self, source: Iterator[Submission]) -> None:
+        self._source: Iterator[Submission] | None = source
+        self.waiting: deque[_Task] = deque()
+        self.alone: deque[_Task] = deque()
+
+    def ready(self, busy: bool) -> _Task | Submission | None:
+        """The next thing to start, None where nothing can start now. Lone tasks come last, while nothing runs."""
+        if self.waiting:
+            return self.waiting.popleft()
+        if self._source is not None:
+            submission = next(self._source, None)
+            if submission is not None:
+                return submission
+            self._source = None
+        return self.alone.popleft() if self.alone and not busy else None
+
+    def put_off(self, task: _Task) -> bool:
+        """Keep a task whose next job must run alone for the end; False for any other task."""
+        if task.job is None or not task.job.alone:
+            return False
+        self.alone.append(task)
+        return True
+
+    def empty(self) -> bool:
+        return not self.waiting and not self.alone and self._source is None
+
+
 class _Worker:
     """One place for a sandbox, and the task that runs in it."""
 
@@ -94,35 +124,25 @@ class Grader:
 
         Raises UserError for a problem without tests.
         """
-        source, waiting, alone = iter(items), deque[_Task](), deque[_Task]()
-        open_source = True
+        queue = _Queue(iter(items))
         try:
             while True:
                 for worker in self._idle():
-                    task = waiting.popleft() if waiting else None
-                    while task is None and open_source:
-                        submission = next(source, None)
-                        open_source = submission is not None
-                        if submission is None:
-                            break
-                        task = _Task(self._steps(submission))
-                        grade = self._advance(task, None)
-                        if grade is not None:
-                            yield grade
-                            task = None
-                        elif task.job is not None and task.job.alone:
-                            alone.append(task)
-                            task = None
-                    if task is None and alone and not self._busy():
-                        task = alone.popleft()
+                    task = None
+                    while task is None and (new := queue.ready(self._busy())) is not None:
+                        task = new if isinstance(new, _Task) else _Task(self._steps(new))
+                        if task.job is None:
+                            grade = self._advance(task, None)
+                            if grade is not None:
+                                yield grade
+                            task = None if grade is not None or queue.put_off(task) else task
                     if task is None:
                         break
-                    self._begin(worker, task, waiting)
-                if not self._busy():
-                    if not (waiting or alone):
-                        return
-                    continue
-                yield from self._collect(waiting, alone)
+                    self._begin(worker, task, queue)
+                if self._busy():
+                    yield from self._collect(queue)
+                elif queue.empty():
+                    return
         finally:
             self._abandon()
 
@@ -155,7 +175,7 @@ class Grader:
     def _busy(self) -> bool:
         return any(worker.task is not None for worker in self._workers)
 
-    def _begin(self, worker: _Worker, task: _Task, waiting: deque[_Task]) -> None:
+    def _begin(self, worker: _Worker, task: _Task, queue: _Queue) -> None:
         assert task.job is not None
         try:
             if worker.sandbox is None:
@@ -165,7 +185,7 @@ class Grader:
             worker.task = task
         except SandboxError as error:
             self._fruitless_start(worker, str(error))
-            waiting.appendleft(task)
+            queue.waiting.appendleft(task)
 
     def _fruitless_start(self, worker: _Worker, reason: str) -> None:
         self._drop_sandbox(worker)
@@ -173,7 +193,7 @@ class Grader:
         if self._fruitless > FRUITLESS_STARTS:
             raise UserError(f"the sandbox ({self.tier}) does not start any more: {reason}.", next_step="Run it again.")
 
-    def _collect(self, waiting: deque[_Task], alone: deque[_Task]) -> Iterator[Grade]:
+    def _collect(self, queue: _Queue) -> Iterator[Grade]:
         """Wait for messages, move the tasks they concern on, and yield the grades that are done."""
         for key, _ in self._selector.select():
             worker: _Worker = key.data
@@ -188,21 +208,19 @@ class Grader:
             if task is None:
                 continue
             if reason:
-                waiting.appendleft(task)
+                queue.waiting.appendleft(task)
                 self._fruitless_start(worker, reason)
                 continue
             if outcome.lost and task.losses == 0:
                 task.losses += 1
-                alone.append(task)
+                queue.alone.append(task)
                 continue
             self._fruitless = 0
             grade = self._advance(task, outcome)
             if grade is not None:
                 yield grade
-            elif task.job is not None and task.job.alone:
-                alone.append(task)
-            else:
-                waiting.appendleft(task)
+            elif not queue.put_off(task):
+                queue.waiting.appendleft(task)
 
     def _drop_sandbox(self, worker: _Worker) -> None:
         sandbox, worker.sandbox = worker.sandbox, None

@@ -5,7 +5,6 @@ Its tests turned once into jobs, with expected values kept on this side of the s
 
 from __future__ import annotations
 
-import ast
 import dataclasses
 import json
 from collections.abc import Generator
@@ -161,15 +160,16 @@ def answers(outcome: Outcome, job: Job) -> tuple[list[list[Any]], verdicts.Findi
 
 
 def _script(problem: Problem, test: ScriptTest, before: list[str], limits: Limits) -> Planning:
-    before = [*before, *prompt_code(problem), test.setup]
+    setup = [test.setup] if test.setup.strip() else []
+    before = [*before, *setup]
     entry = test.entry_point
     request = _request("calls", before=before, prelude=False, entry=entry)
-    cases = plain_asserts(test.code, entry) if entry and not test.setup.strip() else None
+    cases = plain_asserts(test.code, entry) if entry and not setup else None
     if cases:
         arguments = [plain.encode([args, {}]) for args, _ in cases]
         plan = calls_plan(request, arguments, [expected for _, expected in cases], limits)
         return dataclasses.replace(plan, strict=True)
-    fields = {"before": before, "prelude": False, "entry": entry, "code": test.code}
+    fields = {"before": before, "prelude": False, "entry": entry, "code": test.code, "after": setup}
     weak = WeakPlan(fields, limits, "no golden solution or entry point to record the test's calls with")
     if problem.golden is None or not entry:
         return weak
@@ -213,15 +213,3 @@ def replayed(outcome: Outcome) -> str:
 def replay_job(plan: ReplayPlan, values: list[list[Any]]) -> Job:
     """The job that runs the test code on a program's values."""
     return Job(_request("replay", **plan.replay, answers=values), golden_limits(plan.calls.limits))
-
-
-def prompt_code(problem: Problem) -> list[str]:
-    """HumanEval's prompt text, whose imports and helper functions stand before every completion."""
-    prompt = problem.extra.get("prompt")
-    if not isinstance(prompt, str) or not isinstance(problem.test, ScriptTest):
-        return []
-    try:
-        ast.parse(prompt)
-    except (SyntaxError, ValueError):
-        return []
-    return [prompt]

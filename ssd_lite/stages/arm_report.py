@@ -75,7 +75,7 @@ def compare(base: Mapping[str, Any], tuned: Mapping[str, Any], seed: int) -> dic
     if [row["problem_id"] for row in a] != [row["problem_id"] for row in b]:
         raise ValueError("two arms are compared over the same problems in the same order")
     differences = {str(k): asdict(paired_bootstrap(_values(a, k), _values(b, k), seed)) for k in ks}
-    shown = {str(k): smallest_difference(_values(a, k), _values(b, k)) for k in ks}
+    shown = {str(k): _power(_values(a, k), _values(b, k), base["n"]) for k in ks}
     only_base = sum(x["passed"] > 0 and y["passed"] == 0 for x, y in zip(a, b, strict=True))
     only_tuned = sum(y["passed"] > 0 and x["passed"] == 0 for x, y in zip(a, b, strict=True))
     verdict, sentence = _verdict(min(ks), differences[str(min(ks))], shown[str(min(ks))], len(a))
@@ -90,6 +90,16 @@ def compare(base: Mapping[str, Any], tuned: Mapping[str, Any], seed: int) -> dic
         "verdict": verdict,
         "sentence": sentence,
     }
+
+
+def _power(a: Sequence[float], b: Sequence[float], n: int) -> float | None:
+    """The smallest difference this set could show.
+
+    The larger of two estimates: the spread that was seen, and that of two independent arms. Where hardly a problem
+    changed, the first alone would claim a power the set does not have.
+    """
+    seen, independent = smallest_difference(a, b), smallest_difference(a, n=n)
+    return None if seen is None or independent is None else max(seen, independent)
 
 
 def _verdict(k: int, difference: Mapping[str, float], power: float | None, problems: int) -> tuple[str, str]:

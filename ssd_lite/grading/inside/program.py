@@ -100,7 +100,7 @@ def run_calls(request: dict[str, Any], module: types.ModuleType, frames: Frames)
     index = -1
     try:
         load_before(request["before"], module)
-        taken = dict(module.__dict__)
+        taken = {name: module.__dict__.get(name) for name in (request["entry"], "Solution")}
         load(request["program"], module)
         function = find_entry(module, request["entry"], taken)
         if function is None:

@@ -88,7 +88,7 @@ def _run_test(request: dict[str, Any], module: types.ModuleType, wrap: Callable[
     entry = request["entry"]
     load_before(request["before"], module)
     load(request["golden"], module)
-    load_before(request["before"][-1:], module)
+    load_before(request["after"], module)
     scope = dict(module.__dict__)  # a copy: the golden solution's recursive calls of itself are not the test's
     candidate = wrap(scope[entry])
     random.seed(SEED)
@@ -132,7 +132,7 @@ def run_script(request: dict[str, Any], module: types.ModuleType, frames: Frames
     try:
         load_before(request["before"], module)
         load(request["program"], module)
-        load_before(request["before"][-1:], module)
+        load_before(request["after"], module)
         scope = dict(module.__dict__)
         if entry and callable(scope.get(entry)):
             scope[entry] = _cleaned(scope[entry])

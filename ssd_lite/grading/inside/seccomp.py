@@ -119,11 +119,12 @@ def supervisor_filter() -> bytes:
     return _pack([*rules, _answer(_ALLOW)])
 
 
-def program_filter(pid: int = _ANY_PID) -> bytes:
+def program_filter() -> bytes:
     """The filter of one program: threads but no processes, signals to itself alone, no limits of others.
 
-    Built once, before any fork, for no process in particular; `for_process` then makes it the filter of one.
+    It names no process in particular yet: `Filter.install` puts in the process that installs it.
     """
+    pid = _ANY_PID
     call, audit = _table()
     rules = _start(audit)
     for name in ("fork", "vfork", "pidfd_open"):
@@ -139,11 +140,6 @@ def program_filter(pid: int = _ANY_PID) -> bytes:
     rules += _only_equal(call["prlimit64"], 0, [0, pid], _KILL)
     rules += _never_equal(call["prctl"], 0, [_PR_SET_PDEATHSIG], _errno(EPERM))
     return _pack([*rules, _answer(_ALLOW)])
-
-
-def for_process(program: bytes, pid: int) -> bytes:
-    """`program_filter()` for one process."""
-    return program.replace(_ANY_PID.to_bytes(4, sys.byteorder), pid.to_bytes(4, sys.byteorder))
 
 
 def _table() -> tuple[dict[str, int], int]:
@@ -162,14 +158,28 @@ def set_no_new_privileges() -> None:
     _prctl(_PR_SET_NO_NEW_PRIVS, 1, 0)
 
 
-def install(program: bytes) -> None:
-    """Put a filter on the calling thread, for good. Raises OSError where the kernel refuses."""
-    rules = ctypes.create_string_buffer(program, len(program))
-    head = ctypes.create_string_buffer(struct.pack("HxxxxxxP", len(program) // 8, ctypes.addressof(rules)), 16)
-    _prctl(_PR_SET_SECCOMP, _MODE_FILTER, ctypes.addressof(head))
+class Filter:
+    """A filter laid out in memory before any fork, so that a child installs it with hardly a page copied."""
+
+    def __init__(self, program: bytes) -> None:
+        self._rules = ctypes.create_string_buffer(program, len(program))
+        head = struct.pack("HxxxxxxP", len(program) // 8, ctypes.addressof(self._rules))
+        self._head = ctypes.create_string_buffer(head, len(head))
+        self._start = ctypes.addressof(self._rules)
+        self._address = ctypes.addressof(self._head)
+        mark = _ANY_PID.to_bytes(4, sys.byteorder)
+        self._places = [at for at in range(4, len(program), 8) if program[at : at + 4] == mark]
+
+    def install(self) -> None:
+        """Put the filter on the calling thread, for good, with its process id put in. Raises OSError."""
+        pid = os.getpid().to_bytes(4, sys.byteorder)
+        for at in self._places:
+            ctypes.memmove(self._start + at, pid, 4)
+        _prctl(_PR_SET_SECCOMP, _MODE_FILTER, self._address)
 
 
 _libc = ctypes.CDLL(None, use_errno=True)
+_python = ctypes.PyDLL(None)
 _libc.prctl.argtypes = [ctypes.c_int, ctypes.c_ulong, ctypes.c_ulong, ctypes.c_ulong, ctypes.c_ulong]
 
 
@@ -186,3 +196,8 @@ def undumpable() -> None:
 def die_with_parent() -> None:
     """SIGKILL this process when the thread that started it ends."""
     _prctl(_PR_SET_PDEATHSIG, 9, 0)
+
+
+def fork() -> int:
+    """fork(2) without the interpreter's hooks, which cost more than the fork: only for a process with one thread."""
+    return int(_python.fork())

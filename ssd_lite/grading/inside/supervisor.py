@@ -51,7 +51,7 @@ class Supervisor:
         self.poller = select.poll()
         self.poller.register(self.control, select.POLLIN)
         self.turn = 1
-        self.filter = b"" if setup["tier"] == "none" else seccomp.program_filter()
+        self.filter = None if setup["tier"] == "none" else seccomp.Filter(seccomp.program_filter())
 
     def prepare(self) -> dict[str, Any]:
         """Warm the interpreter and confine this process for good. Returns what the hello message says."""
@@ -64,6 +64,8 @@ class Supervisor:
             "bare": program.new_module("program", {}),
         }
         _warm()
+        random.seed(0)
+        signal.signal(signal.SIGXFSZ, signal.SIG_DFL)
         facts: dict[str, Any] = {"python": sys.version.split()[0], "landlock_abi": 0, "seccomp": False}
         seccomp.undumpable()
         if self.setup["tier"] != "none":
@@ -73,7 +75,7 @@ class Supervisor:
             landlock.drop_capabilities()
             facts["landlock_abi"] = landlock.confine(self.setup["readable"], self.setup["listable"])
         if self.setup["tier"] != "none":
-            seccomp.install(seccomp.supervisor_filter())
+            seccomp.Filter(seccomp.supervisor_filter()).install()
             facts["seccomp"] = True
         gc.collect()
         gc.freeze()
@@ -101,7 +103,7 @@ class Supervisor:
         """
         self.turn ^= 1
         _PROGRESS.pack_into(self.page, self.turn * _PROGRESS.size, 0)
-        pid = os.fork()
+        pid = seccomp.fork()
         if pid == 0:
             self._become_child()
         return pid, self.turn * _PROGRESS.size
@@ -188,7 +190,6 @@ class Supervisor:
                 fcntl.fcntl(handle, fcntl.F_SETFL, 0)
                 os.lseek(handle, 0, os.SEEK_SET)
             self._limit(limits, int(cases * cpu_s) + 2)
-            random.seed(0)
             frames = program.Frames(self.setup["results"], self._progress, limits["output_bytes"])
             gc.enable()
             jobs.serve(text[len(text) - limits["body"] :], self.modules, frames)
@@ -196,11 +197,10 @@ class Supervisor:
             os._exit(70)
 
     def _filter(self) -> None:
-        signal.signal(signal.SIGXFSZ, signal.SIG_DFL)
-        if self.setup["tier"] == "none":
+        if self.filter is None:
             os.setsid()
         else:
-            seccomp.install(seccomp.for_process(self.filter, os.getpid()))
+            self.filter.install()
 
     def _progress(self, case: int) -> None:
         _PROGRESS.pack_into(self.page, self.turn * _PROGRESS.size, case)
@@ -235,7 +235,6 @@ def _warm() -> None:
             text = json.dumps({**request, "cases": cases})
             program.run_calls(json.loads(text), program.new_module("warm", {}), frames)
         plain.decode(plain.encode((1, {"a": [2.5, "b", {3}], "b": [1 << 70]})))
-        seccomp.for_process(b"", os.getpid())
 
 
 def main(argument: str) -> None:

@@ -1,0 +1,1 @@
+"""The commands of `ssd-lite`, one file a group: options in, one stage call, one line out."""

@@ -1,0 +1,54 @@
+"""What a command says: text for people, or with --json one JSON object on stdout and the text on stderr."""
+
+from __future__ import annotations
+
+import functools
+import json
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+import click
+
+from ssd_lite.errors import Stopped, UserError
+
+
+@dataclass(frozen=True)
+class Answer:
+    """A command's result: the JSON object and the lines for people."""
+
+    value: dict[str, Any]
+    text: str = ""
+
+
+def answers_json(command: Callable[..., Answer]) -> Callable[..., None]:
+    """Give a command --json. It gets `as_json` and returns an Answer; a failure is an object too, `{"error": …}`."""
+
+    @functools.wraps(command)
+    def wrapper(*args: Any, as_json: bool, **options: Any) -> None:
+        try:
+            answer = command(*args, as_json=as_json, **options)
+        except click.ClickException as error:
+            if as_json:
+                click.echo(json.dumps(_failure(error), ensure_ascii=False))
+            raise
+        if answer.text:
+            click.echo(answer.text, err=as_json)
+        if as_json:
+            click.echo(json.dumps(answer.value, ensure_ascii=False))
+
+    option = click.option("--json", "as_json", is_flag=True, help="One JSON object on stdout, text on stderr.")
+    return option(wrapper)
+
+
+def _failure(error: click.ClickException) -> dict[str, Any]:
+    body: dict[str, Any] = {"error": error.message, "exit_code": error.exit_code, "stopped": isinstance(error, Stopped)}
+    if isinstance(error, UserError):
+        body |= {"what": error.what, "where": error.where, "next_step": error.next_step}
+    return body
+
+
+def with_example(*lines: str) -> str:
+    """The end of a command's help: an example, not wrapped."""
+    body = "\n".join(f"  {line}" for line in lines)
+    return f"\b\nExample:\n{body}"

@@ -1,0 +1,151 @@
+"""Commands on a run folder: run, its stages by hand, status."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import click
+
+from ssd_lite.command_line.answers import Answer, answers_json, with_example
+from ssd_lite.command_line.process import opened_run
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from ssd_lite.run_folder import RunFolder
+
+FOLDER = click.Path(path_type=Path)
+
+
+@click.command(epilog=with_example("ssd-lite run quickstart", "ssd-lite run quickstart --set train.max_steps=20"))
+@click.argument("recipe", metavar="RECIPE|FILE.yaml")
+@click.option("--out", type=FOLDER, metavar="DIR", help="Run folder; default runs/NAME below the current folder.")
+@click.option("--set", "settings", multiple=True, metavar="a.b=c", help="Override one key of the recipe; repeatable.")
+@click.option("--unsafe-sandbox", is_flag=True, help="Grade programs with your rights: --set evaluate.sandbox=none.")
+@answers_json
+def run(recipe: str, out: Path | None, settings: tuple[str, ...], unsafe_sandbox: bool, as_json: bool) -> Answer:
+    """Do a whole run: sample, curate, train, merge, evaluate, export, report.
+
+    One process a stage. Stopped or killed, the same command goes on where it was; a stage that is done is skipped.
+    """
+    from ssd_lite.recipe_file import load_recipe
+    from ssd_lite.stages.pipeline import prepare, run_all
+
+    chosen = load_recipe(recipe, [*settings, *(["evaluate.sandbox=none"] if unsafe_sandbox else [])])
+    folder = prepare(out or Path("runs") / chosen.name, chosen)
+
+    def say(line: str) -> None:
+        click.echo(line, err=as_json)
+
+    summary = run_all(folder, say=say, stdout=2 if as_json else None)
+    first = "" if summary["ran"] else f"Everything is done: {folder.path}\n\n"
+    text = f"{first}{summary['table']}\n\nReport: {folder.report}\nChat:   ssd-lite chat {folder.path}"
+    return Answer(summary, text)
+
+
+@click.command(epilog=with_example("ssd-lite sample runs/quickstart"))
+@click.argument("folder", metavar="DIR", type=FOLDER)
+@answers_json
+def sample(folder: Path, as_json: bool) -> Answer:
+    """Let the base model answer the training prompts into DIR/samples.jsonl."""
+    from ssd_lite.stages.sample import sample as stage
+
+    def text(done: dict[str, Any]) -> str:
+        speed = f", {done['tokens_per_s']} tok/s" if done.get("tokens_per_s") else ""
+        lines = [f"sample: {done['samples']} samples, {done['tokens']} tokens{speed}", done["problems"]["note"]]
+        return "\n".join([*lines, *(f"Warning: {warning}" for warning in done["warnings"])])
+
+    return _by_hand("sample", folder, stage, text)
+
+
+@click.command(epilog=with_example("ssd-lite curate runs/quickstart --show 3"))
+@click.argument("folder", metavar="DIR", type=FOLDER)
+@click.option("--show", "count", type=click.IntRange(min=1), metavar="N", help="Print N rows token by token.")
+@answers_json
+def curate(folder: Path, count: int | None, as_json: bool) -> Answer:
+    """Choose the samples to train on: DIR/samples.jsonl to DIR/train.jsonl. Nothing here looks at correctness."""
+    from ssd_lite.stages.curate import curate as stage
+    from ssd_lite.stages.curate import show
+
+    with opened_run(folder) as opened:
+        done = stage(opened)
+        shown = show(opened, count) if count else None
+    dropped = ", ".join(f"{number} {reason}" for reason, number in done["dropped"].items() if number)
+    text = f"curate: {done['rows']} of {done['samples']} samples, {done['trained_tokens']} tokens to train on"
+    text += f"; dropped: {dropped or 'none'}"
+    value = {"stage": "curate", **done, **({"shown": shown} if shown else {})}
+    return Answer(value, f"{text}\n\n{shown}" if shown else text)
+
+
+@click.command(epilog=with_example("ssd-lite train runs/quickstart"))
+@click.argument("folder", metavar="DIR", type=FOLDER)
+@answers_json
+def train(folder: Path, as_json: bool) -> Answer:
+    """Train on DIR/train.jsonl into DIR/adapter, from the newest checkpoint of a stopped run."""
+    from ssd_lite.stages.train import train as stage
+
+    def text(done: dict[str, Any]) -> str:
+        loss = f"loss {done['first_loss']:.3f} to {done['final_loss']:.3f}"
+        return f"train: {done['steps']} steps, {done['tokens_trained']} tokens, {done['tokens_per_s']} tok/s, {loss}"
+
+    return _by_hand("train", folder, stage, text)
+
+
+@click.command(epilog=with_example("ssd-lite merge runs/quickstart"))
+@click.argument("folder", metavar="DIR", type=FOLDER)
+@answers_json
+def merge(folder: Path, as_json: bool) -> Answer:
+    """Merge base and adapter into DIR/merged, a plain model folder."""
+    from ssd_lite.stages.merge import merge as stage
+
+    def text(done: dict[str, Any]) -> str:
+        size = f"{done['bytes'] / 1e6:.0f} MB as {done['dtype']}"
+        return f"merge: {done['changed_tensors']} tensors changed, {size}, {folder / 'merged'}"
+
+    return _by_hand("merge", folder, stage, text)
+
+
+@click.command(epilog=with_example("ssd-lite report runs/quickstart"))
+@click.argument("folder", metavar="DIR", type=FOLDER)
+@answers_json
+def report(folder: Path, as_json: bool) -> Answer:
+    """Write DIR/report.html and the model card, and print the table."""
+    from ssd_lite.stages.report import report as stage
+    from ssd_lite.stages.report import table
+
+    with opened_run(folder) as opened:
+        done = stage(opened)
+        return Answer({"stage": "report", **done}, f"{table(opened)}\n\nreport: {opened.report}")
+
+
+@click.command(epilog=with_example("ssd-lite status runs/quickstart"))
+@click.argument("folder", metavar="DIR", type=FOLDER)
+@answers_json
+def status(folder: Path, as_json: bool) -> Answer:
+    """Say which stages are done, what is written so far and whether a process works in DIR. Changes nothing."""
+    from ssd_lite.progress import duration
+    from ssd_lite.run_folder import RunFolder
+    from ssd_lite.stages.status import status as look
+
+    seen = look(RunFolder.open(folder))
+    lines = [f"{seen['name']} in {seen['run']}"]
+    for stage, entry in seen["stages"].items():
+        state = f"done {entry['finished']}, {duration(entry['seconds'])}" if entry["done"] else "-"
+        lines.append(f"  {stage:9} {state}")
+    counts = seen["counts"]
+    lines.append(f"{counts['samples']} samples, {counts['training_rows']} training rows, {counts['steps']} steps")
+    lines += [f"arm {name}: {arm['samples']} samples, {arm['grades']} graded" for name, arm in seen["arms"].items()]
+    step = seen["last_step"]
+    lines += [f"last step {step['step']}: loss {step['loss']:.4f}"] if step else []
+    user = seen["in_use_by"]
+    lines.append(f"in use by process {user['pid']} since {user['since']}" if user else "no process works in it")
+    return Answer(seen, "\n".join(lines))
+
+
+def _by_hand(
+    stage: str, folder: Path, work: Callable[[RunFolder], dict[str, Any]], text: Callable[[dict[str, Any]], str]
+) -> Answer:
+    with opened_run(folder) as opened:
+        done = work(opened)
+    return Answer({"stage": stage, **done}, text(done))

@@ -1,0 +1,105 @@
+"""What a run folder holds so far: stages done, records written, who works in it, the last training step."""
+
+from __future__ import annotations
+
+import fcntl
+import json
+import os
+from pathlib import Path
+from typing import Any, get_args
+
+from ssd_lite.atomic import is_whole
+from ssd_lite.journal import decode_line
+from ssd_lite.run_folder import RunFolder, Stage
+from ssd_lite.run_lock import LOCK_FILE
+
+
+def status(run: RunFolder) -> dict[str, Any]:
+    """Stages with their seconds, journal lines so far, the holder of the lock, the last line of metrics.jsonl.
+
+    Reads only; a torn last line is left out. `next` is the first stage that is not done, None where all are.
+    """
+    entries = run.manifest().get("stages", {})
+    stages = {stage: _stage(run, stage, entries.get(stage)) for stage in get_args(Stage)}
+    counts = {"samples": lines(run.samples), "training_rows": lines(run.train_rows), "steps": lines(run.metrics)}
+    arms = {
+        folder.name: {"samples": lines(folder / "samples.jsonl"), "grades": lines(folder / "grades.jsonl")}
+        for folder in sorted((run.path / "evaluations").glob("*/"))
+    }
+    return {
+        "run": str(run.path),
+        "name": run.recipe.name,
+        "stages": stages,
+        "next": next((stage for stage, entry in stages.items() if not entry["done"]), None),
+        "counts": counts,
+        "arms": arms,
+        "in_use_by": holder(run.path),
+        "last_step": last_record(run.metrics),
+    }
+
+
+def _stage(run: RunFolder, stage: Stage, entry: dict[str, Any] | None) -> dict[str, Any]:
+    if entry is None:
+        return {"done": False}
+    return {"done": has_files(run, stage), "finished": entry["finished"], "seconds": entry["seconds"]}
+
+
+def has_files(run: RunFolder, stage: Stage) -> bool:
+    """True if the files that a done stage left are there (folders: with their sizes)."""
+    match stage:
+        case "sample":
+            return run.samples.is_file()
+        case "curate":
+            return run.train_rows.is_file()
+        case "train":
+            return is_whole(run.adapter)
+        case "merge":
+            return is_whole(run.merged)
+        case "evaluate":
+            return (run.path / "evaluations" / "comparison.json").is_file()
+        case "export":
+            files = run.manifest().get("stages", {}).get("export", {}).get("summary", {}).get("files", [])
+            return all((run.path / file["path"]).is_file() for file in files)
+        case "report":
+            return run.report.is_file()
+
+
+def lines(path: Path) -> int:
+    """Whole lines of a file; 0 where there is none."""
+    try:
+        with path.open("rb") as file:
+            return sum(block.count(b"\n") for block in iter(lambda: file.read(1 << 20), b""))
+    except FileNotFoundError:
+        return 0
+
+
+def last_record(path: Path) -> dict[str, Any] | None:
+    """The last whole record of a journal, None where there is none."""
+    try:
+        whole = [line for line in path.read_bytes().splitlines(keepends=True) if line.endswith(b"\n")]
+    except FileNotFoundError:
+        return None
+    try:
+        return decode_line(whole[-1]) if whole else None
+    except ValueError:
+        return None
+
+
+def holder(folder: Path) -> dict[str, Any] | None:
+    """Who holds the run's lock (pid, host, since), None where nobody does."""
+    try:
+        descriptor = os.open(folder / LOCK_FILE, os.O_RDONLY | os.O_CLOEXEC)
+    except FileNotFoundError:
+        return None
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_SH | fcntl.LOCK_NB)
+    except BlockingIOError:
+        text = os.pread(descriptor, 4096, 0).decode(errors="replace")
+        try:
+            return dict(json.loads(text))
+        except ValueError:
+            return {"pid": None, "host": None, "since": None}
+    else:
+        return None
+    finally:
+        os.close(descriptor)

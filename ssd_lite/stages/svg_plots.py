@@ -1,0 +1,181 @@
+"""Plots as inline SVG: histograms of two arms, a loss curve, and rates with their intervals. Colours come from CSS."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from html import escape
+
+# One unit is about one CSS pixel on a phone; the font of 12 stays readable there.
+WIDTH, LEFT, RIGHT, TOP, BOTTOM = 440, 48, 12, 12, 44
+_PLOT_HEIGHT = 190
+
+
+@dataclass(frozen=True)
+class Rate:
+    """A rate in [0, 1] with its interval, drawn in the row `row` in the style `series`."""
+
+    row: str
+    series: str
+    mean: float
+    low: float
+    high: float
+
+
+@dataclass(frozen=True)
+class Axis:
+    """A linear map from [low, high] to pixels [start, end]."""
+
+    low: float
+    high: float
+    start: float
+    end: float
+
+    def at(self, value: float) -> float:
+        """The pixel of a value."""
+        return self.start + (value - self.low) / (self.high - self.low) * (self.end - self.start)
+
+
+def ticks(low: float, high: float, about: int = 5) -> list[float]:
+    """Round numbers (1, 2 or 5 times a power of ten apart) inside [low, high], some `about` of them."""
+    if not high > low:
+        return [low]
+    raw = (high - low) / about
+    power = 10.0 ** math.floor(math.log10(raw))
+    step = next((m * power for m in (1, 2, 5) if m * power >= raw * 0.999), 10 * power)
+    first = math.ceil(low / step - 1e-9)
+    last = math.floor(high / step + 1e-9)
+    return [round(index * step, 12) for index in range(first, last + 1)]
+
+
+def bin_edges(series: Mapping[str, Sequence[float]], count: int = 24) -> list[float]:
+    """count + 1 edges at even distances over all finite values of all series; a single value gets a bin of its own."""
+    values = [value for one in series.values() for value in one if math.isfinite(value)]
+    if not values:
+        return [0.0, 1.0]
+    low, high = min(values), max(values)
+    if low == high:
+        return [low - 0.5, high + 0.5]
+    return [low + (high - low) * index / count for index in range(count + 1)]
+
+
+def shares(values: Sequence[float], edges: Sequence[float]) -> list[float]:
+    """Share of the finite values in each bin [edge, next edge); the last bin holds its right edge too. Sums to 1."""
+    counts = [0] * (len(edges) - 1)
+    width = (edges[-1] - edges[0]) / len(counts)
+    finite = [value for value in values if math.isfinite(value)]
+    for value in finite:
+        counts[min(len(counts) - 1, max(0, int((value - edges[0]) / width)))] += 1
+    return [count / len(finite) for count in counts] if finite else [0.0] * len(counts)
+
+
+def histogram(series: Mapping[str, Sequence[float]], title: str, x_label: str) -> str:
+    """Overlaid histograms; the height is each arm's own share in percent, so arms of different size compare."""
+    edges = bin_edges(series)
+    heights = {name: shares(values, edges) for name, values in series.items()}
+    top = max((h for one in heights.values() for h in one), default=0) or 1.0
+    x = Axis(edges[0], edges[-1], LEFT, WIDTH - RIGHT)
+    y = Axis(0, 100 * top, TOP + _PLOT_HEIGHT, TOP)
+    body = _frame(x, y, x_label, "% of samples")
+    for name, one in heights.items():
+        path = f"M{_n(x.at(edges[0]))} {_n(y.at(0))}"
+        for index, height in enumerate(one):
+            path += f"V{_n(y.at(100 * height))}H{_n(x.at(edges[index + 1]))}"
+        body += f'<path class="area {escape(name)}" d="{path}V{_n(y.at(0))}Z"/>'
+    return _svg(body, TOP + _PLOT_HEIGHT + BOTTOM, title)
+
+
+def running_mean(values: Sequence[float], window: int) -> list[float]:
+    """The mean of the `window` values around each; fewer at the ends."""
+    half = window // 2
+    parts = [values[max(0, index - half) : index + half + 1] for index in range(len(values))]
+    return [sum(part) / len(part) for part in parts]
+
+
+def curve(points: Sequence[tuple[float, float]], title: str, x_label: str, y_label: str) -> str:
+    """A line through points; above 40 of them also their running mean over a twentieth, with the points behind it."""
+    points = [(x, y) for x, y in points if math.isfinite(x) and math.isfinite(y)]
+    if not points:
+        return ""
+    xs, ys = [x for x, _ in points], [y for _, y in points]
+    margin = (max(ys) - min(ys)) * 0.06 or max(0.5, abs(ys[0]) * 0.1)
+    right = max(xs) if max(xs) > min(xs) else min(xs) + 1
+    x = Axis(min(xs), right, LEFT, WIDTH - RIGHT)
+    y = Axis(min(ys) - margin, max(ys) + margin, TOP + _PLOT_HEIGHT, TOP)
+    body = _frame(x, y, x_label, y_label, whole_x=True)
+    many = len(points) > 40
+    if many:
+        body += f'<polyline class="line faint" points="{_points(xs, ys, x, y)}"/>'
+        ys = running_mean(ys, len(ys) // 20)
+    body += f'<polyline class="line tuned" points="{_points(xs, ys, x, y)}"/>'
+    if not many:
+        body += "".join(f'<circle class="dot tuned" cx="{_n(x.at(a))}" cy="{_n(y.at(b))}" r="2.5"/>' for a, b in points)
+    return _svg(body, TOP + _PLOT_HEIGHT + BOTTOM, title)
+
+
+def intervals(rates: Sequence[Rate], title: str) -> str:
+    """Rates as points with their intervals on an axis from 0 to 100 %, the series of a row below each other."""
+    rows = list(dict.fromkeys(rate.row for rate in rates))
+    series = list(dict.fromkeys(rate.series for rate in rates))
+    left, row_height = 96, 18 * len(series) + 16
+    bottom = TOP + row_height * len(rows)
+    x = Axis(0, 1, left, WIDTH - RIGHT - 8)
+    body = "".join(
+        f'<line class="grid" x1="{_n(x.at(tick))}" x2="{_n(x.at(tick))}" y1="{TOP}" y2="{bottom}"/>'
+        f'<text x="{_n(x.at(tick))}" y="{bottom + 16}" text-anchor="middle">{100 * tick:.0f} %</text>'
+        for tick in (0, 0.25, 0.5, 0.75, 1)
+    )
+    for number, row in enumerate(rows):
+        middle = TOP + row_height * (number + 0.5)
+        body += f'<text x="{left - 10}" y="{_n(middle + 4)}" text-anchor="end">{escape(row)}</text>'
+    for rate in rates:
+        line = TOP + row_height * rows.index(rate.row) + 17 + 18 * series.index(rate.series)
+        name = escape(rate.series)
+        body += (
+            f'<line class="whisker {name}" x1="{_n(x.at(rate.low))}" x2="{_n(x.at(rate.high))}" y1="{line}" y2="{line}"/>'
+        )
+        body += _mark(rate.series == series[0], name, x.at(rate.mean), line)
+    return _svg(body, bottom + 24, title)
+
+
+def _mark(first: bool, name: str, x: float, y: float) -> str:
+    """A circle for the first series and a diamond for the others: told apart without colour too."""
+    if first:
+        return f'<circle class="dot {name}" cx="{_n(x)}" cy="{_n(y)}" r="4.5"/>'
+    return f'<path class="dot {name}" d="M{_n(x - 5.5)} {_n(y)}L{_n(x)} {_n(y - 5.5)}L{_n(x + 5.5)} {_n(y)}L{_n(x)} {_n(y + 5.5)}Z"/>'
+
+
+def _frame(x: Axis, y: Axis, x_label: str, y_label: str, *, whole_x: bool = False) -> str:
+    """Grid lines, numbers and names of both axes."""
+    parts = [
+        f'<line class="grid" x1="{_n(x.start)}" x2="{_n(x.end)}" y1="{_n(y.at(tick))}" y2="{_n(y.at(tick))}"/>'
+        f'<text x="{_n(x.start - 6)}" y="{_n(y.at(tick) + 4)}" text-anchor="end">{tick:g}</text>'
+        for tick in ticks(y.low, y.high, 4)
+    ]
+    across = [tick for tick in ticks(x.low, x.high) if not whole_x or tick == round(tick)]
+    parts += [
+        f'<text x="{_n(x.at(tick))}" y="{_n(y.start + 16)}" text-anchor="middle">{tick:g}</text>' for tick in across
+    ]
+    parts.append(f'<line class="axis" x1="{_n(x.start)}" x2="{_n(x.end)}" y1="{_n(y.start)}" y2="{_n(y.start)}"/>')
+    middle = _n((x.start + x.end) / 2)
+    parts.append(f'<text class="name" x="{middle}" y="{_n(y.start + 35)}" text-anchor="middle">{escape(x_label)}</text>')
+    upright = f'transform="rotate(-90 12 {_n((y.start + y.end) / 2)})"'
+    parts.append(
+        f'<text class="name" x="12" y="{_n((y.start + y.end) / 2)}" text-anchor="middle" {upright}>'
+        f"{escape(y_label)}</text>"
+    )
+    return "".join(parts)
+
+
+def _points(xs: Sequence[float], ys: Sequence[float], x: Axis, y: Axis) -> str:
+    return " ".join(f"{_n(x.at(a))},{_n(y.at(b))}" for a, b in zip(xs, ys, strict=True))
+
+
+def _svg(body: str, height: float, title: str) -> str:
+    name = escape(title)
+    return f'<svg viewBox="0 0 {WIDTH} {_n(height)}" role="img" aria-label="{name}"><title>{name}</title>{body}</svg>'
+
+
+def _n(value: float) -> str:
+    return f"{value:.1f}".removesuffix(".0")

@@ -1,0 +1,108 @@
+"""Batched HF sampling: padding, seeds, ends, and halving the batch when memory runs out."""
+
+from pathlib import Path
+
+import pytest
+import torch
+from tiny_model import save_tiny_model
+
+from ssd_lite.engines.hf_sampler import HfSampler
+from ssd_lite.engines.law import derived_seed
+from ssd_lite.engines.sampler import Request, SamplerOptions
+from ssd_lite.errors import UserError
+from ssd_lite.records import Prompt, SamplingSettings
+
+END = 1
+SETTINGS = SamplingSettings(temperature=1.0, top_k=20, top_p=0.9, max_new_tokens=12)
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory) -> Path:
+    return save_tiny_model(tmp_path_factory.mktemp("tiny"))
+
+
+def requests(lengths, n=2):
+    prompts = [Prompt(f"p{i}", "", tuple(range(5, 5 + length))) for i, length in enumerate(lengths)]
+    return [Request(p, index, derived_seed(0, p.problem_id, index)) for p in prompts for index in range(n)]
+
+
+def sample(folder, batch_size, wanted, settings=SETTINGS):
+    sampler = HfSampler(folder, SamplerOptions(batch_size, 1, (END,), 0))
+    counted = []
+    done = {(c.request.prompt.problem_id, c.request.index): c for c in sampler.sample(wanted, settings, counted.append)}
+    return done, sum(counted)
+
+
+def test_batches_of_unequal_prompts_give_what_single_prompts_give(folder):
+    wanted = requests([3, 9, 20, 6])
+    alone, _ = sample(folder, 1, wanted)
+    together, counted = sample(folder, 8, wanted)
+    assert set(alone) == set(together) and len(alone) == 8
+    assert {k: c.ids for k, c in alone.items()} == {k: c.ids for k, c in together.items()}
+    assert counted >= sum(len(c.ids) for c in together.values())
+
+
+def test_the_samples_of_a_problem_differ_and_repeat_with_their_seed(folder):
+    first, _ = sample(folder, 4, requests([5], n=6))
+    again, _ = sample(folder, 4, requests([5], n=6))
+    assert {k: c.ids for k, c in first.items()} == {k: c.ids for k, c in again.items()}
+    assert len({c.ids for c in first.values()}) > 1
+
+
+def test_an_end_token_stands_last_and_only_where_the_model_stopped(folder):
+    # A third of the vocabulary ends a completion here, so that both reasons occur.
+    ends = tuple(range(0, 100))
+    sampler = HfSampler(folder, SamplerOptions(4, 1, ends, 0))
+    short = SamplingSettings(1.0, 0, 1.0, 3)
+    reasons = set()
+    for completion in sampler.sample(requests([4, 7], n=12), short, lambda n: None):
+        reasons.add(completion.finish_reason)
+        assert not any(token in ends for token in completion.ids[:-1])
+        assert (completion.ids[-1] in ends) == (completion.finish_reason == "stop")
+        assert completion.finish_reason == "stop" or len(completion.ids) == 3
+        assert completion.entropy_nats > 0
+    assert reasons == {"stop", "length"}
+
+
+def test_the_batch_is_halved_when_memory_runs_out_and_nothing_is_lost(folder, monkeypatch):
+    real, sizes = HfSampler._generate, []
+
+    def small_card(self, batch, settings, count_tokens):
+        sizes.append(len(batch))
+        if len(batch) > 2:
+            raise torch.cuda.OutOfMemoryError("CUDA out of memory")
+        return real(self, batch, settings, count_tokens)
+
+    monkeypatch.setattr(HfSampler, "_generate", small_card)
+    done, _ = sample(folder, 8, requests([3, 9, 20, 6]))
+    assert len(done) == 8 and sizes[:3] == [8, 4, 2] and max(sizes[2:]) == 2
+
+
+def test_a_single_completion_too_large_for_the_card_is_a_user_error(folder, monkeypatch):
+    def no_memory(self, batch, settings, count_tokens):
+        raise torch.cuda.OutOfMemoryError("CUDA out of memory")
+
+    monkeypatch.setattr(HfSampler, "_generate", no_memory)
+    with pytest.raises(UserError, match="too little memory"):
+        sample(folder, 4, requests([3]))
+
+
+def test_prompts_longer_than_the_context_are_refused_before_anything_runs(folder):
+    sampler = HfSampler(folder, SamplerOptions(4, 1, (END,), 0))
+    long = requests([sampler.context_length - 5], n=1)
+    with pytest.raises(UserError, match="do not fit"):
+        next(iter(sampler.sample(long, SETTINGS, lambda n: None)))
+
+
+def test_the_models_own_generation_config_does_not_bend_the_law(folder, tmp_path):
+    import shutil
+
+    from transformers import GenerationConfig
+
+    bent = tmp_path / "bent"
+    shutil.copytree(folder, bent)
+    GenerationConfig(do_sample=True, top_k=1, temperature=0.1, repetition_penalty=5.0).save_pretrained(bent)
+    wanted = requests([3, 9])
+    plain, _ = sample(folder, 4, wanted)
+    with_config, _ = sample(bent, 4, wanted)
+    assert {k: c.ids for k, c in plain.items()} == {k: c.ids for k, c in with_config.items()}

@@ -1,0 +1,65 @@
+"""Quantised files have the type that was asked for, open, and appear whole or not at all."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+from tiny_models import hf_logits, llama_logits, save_tiny
+
+from ssd_lite.engines.gguf_check import check_vocabulary
+from ssd_lite.engines.gguf_read import open_gguf
+from ssd_lite.engines.gguf_set import write_gguf_set
+from ssd_lite.engines.gguf_write import write_gguf
+from ssd_lite.engines.quantise import FILE_TYPES, Vocabulary, quantise
+from ssd_lite.errors import UserError
+from ssd_lite.stages.export import TYPES
+
+pytest.importorskip("llama_cpp")
+# 256 columns: what K-quants need.
+WIDE = {"hidden_size": 256, "intermediate_size": 512, "num_hidden_layers": 1}
+MOST_TENSORS = {"q8_0": "Q8_0", "q6_k": "Q6_K", "q5_k_m": "Q5_K", "q4_k_m": "Q4_K", "q4_0": "Q4_0", "q2_k": "Q2_K"}
+
+
+def test_every_type_of_a_recipe_is_known() -> None:
+    assert set(FILE_TYPES) == set(TYPES)
+
+
+def test_types_in_one_pass(tmp_path: Path) -> None:
+    folder = save_tiny(tmp_path / "model", "qwen3", **WIDE)
+    paths = {name: tmp_path / "out" / f"m-{name}.gguf" for name in MOST_TENSORS}
+    (tmp_path / "out").mkdir()
+    assert set(write_gguf_set(folder, paths)) == set(paths)
+    assert sorted(tmp_path.glob("out/*")) == sorted(paths.values())
+    for name, path in paths.items():
+        counts = open_gguf(path).type_counts()
+        counts.pop("F32")
+        assert max(counts, key=lambda kind: counts[kind]) == MOST_TENSORS[name], counts
+        view = Vocabulary(path)
+        assert view.value("general.file_type") == str(FILE_TYPES[name][0])
+        view.close()
+        check_vocabulary(path, folder)
+    ids = list(range(100, 140))
+    theirs, ours = hf_logits(folder, ids), llama_logits(paths["q8_0"], ids)
+    assert np.linalg.norm(ours - theirs) < 0.1 * np.linalg.norm(theirs)
+    assert write_gguf_set(folder, paths) == {}
+
+
+def test_a_failure_is_a_user_error_and_leaves_no_file(tmp_path: Path) -> None:
+    (tmp_path / "no.gguf").write_bytes(b"GGUF" + b"\0" * 64)
+    with pytest.raises(UserError, match="llama.cpp cannot quantise"):
+        quantise(tmp_path / "no.gguf", tmp_path / "out.gguf", "q8_0")
+    assert not (tmp_path / "out.gguf").exists()
+
+
+def test_a_vocabulary_that_is_read_otherwise_is_found(tmp_path: Path) -> None:
+    folder = save_tiny(tmp_path / "model")
+    write_gguf(folder, tmp_path / "m.gguf", "f16")
+    check_vocabulary(tmp_path / "m.gguf", folder)
+    data = (tmp_path / "m.gguf").read_bytes()
+    assert data.count(b"smollm") == 1
+    # Same length, another cut: digits are no longer apart.
+    (tmp_path / "m.gguf").write_bytes(data.replace(b"smollm", b"olmo\0\0").replace(b"olmo\0\0", b"gpt-2 "))
+    with pytest.raises(UserError):
+        check_vocabulary(tmp_path / "m.gguf", folder)
