@@ -37,7 +37,8 @@ def test_batches_of_unequal_prompts_give_what_single_prompts_give(folder):
     wanted = requests([3, 9, 20, 6])
     alone, _ = sample(folder, 1, wanted)
     together, counted = sample(folder, 8, wanted)
-    assert set(alone) == set(together) and len(alone) == 8
+    assert set(alone) == set(together)
+    assert len(alone) == 8
     assert {k: c.ids for k, c in alone.items()} == {k: c.ids for k, c in together.items()}
     assert counted >= sum(len(c.ids) for c in together.values())
 
@@ -51,7 +52,7 @@ def test_the_samples_of_a_problem_differ_and_repeat_with_their_seed(folder):
 
 def test_an_end_token_stands_last_and_only_where_the_model_stopped(folder):
     # A third of the vocabulary ends a completion here, so that both reasons occur.
-    ends = tuple(range(0, 100))
+    ends = tuple(range(100))
     sampler = HfSampler(folder, SamplerOptions(4, 1, ends, 0))
     short = SamplingSettings(1.0, 0, 1.0, 3)
     reasons = set()
@@ -75,7 +76,9 @@ def test_the_batch_is_halved_when_memory_runs_out_and_nothing_is_lost(folder, mo
 
     monkeypatch.setattr(HfSampler, "_generate", small_card)
     done, _ = sample(folder, 8, requests([3, 9, 20, 6]))
-    assert len(done) == 8 and sizes[:3] == [8, 4, 2] and max(sizes[2:]) == 2
+    assert len(done) == 8
+    assert sizes[:3] == [8, 4, 2]
+    assert max(sizes[2:]) == 2
 
 
 def test_a_single_completion_too_large_for_the_card_is_a_user_error(folder, monkeypatch):

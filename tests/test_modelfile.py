@@ -10,13 +10,15 @@ from ssd_lite.recipe import Decoding
 from ssd_lite.stages.modelfile import TurnFormat, learn_format, modelfile
 
 CHATML = (
-    "{% for m in messages %}{% if loop.first and m.role != 'system' %}<|im_start|>system\nDefault<|im_end|>\n{% endif %}"
+    "{% for m in messages %}{% if loop.first and m.role != 'system' %}<|im_start|>system\nDefault<|im_end|>\n"
+    "{% endif %}"
     "<|im_start|>{{ m.role }}\n{{ m.content }}<|im_end|>\n{% endfor %}<|im_start|>assistant\n"
 )
 LLAMA3 = (
     "{{ '<|begin_of_text|>' }}{% if messages[0].role != 'system' %}<|start_header_id|>system<|end_header_id|>\n\n"
     "Today Date: 26 Jul 2024\n\n<|eot_id|>{% endif %}{% for m in messages %}"
-    "<|start_header_id|>{{ m.role }}<|end_header_id|>\n\n{% if m.role == 'system' %}Today Date: 26 Jul 2024\n\n{% endif %}"
+    "<|start_header_id|>{{ m.role }}<|end_header_id|>\n\n"
+    "{% if m.role == 'system' %}Today Date: 26 Jul 2024\n\n{% endif %}"
     "{{ m.content | trim }}<|eot_id|>{% endfor %}<|start_header_id|>assistant<|end_header_id|>\n\n"
 )
 SHOUTING = "{% for m in messages %}[{{ m.role }}] {{ m.content | upper }}{% endfor %}"

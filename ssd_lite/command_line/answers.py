@@ -21,7 +21,7 @@ class Answer:
     text: str = ""
 
 
-def answers_json(command: Callable[..., Answer]) -> Callable[..., None]:
+def answers_json(command: Callable[..., Answer | None]) -> Callable[..., None]:
     """Give a command --json. It gets `as_json` and returns an Answer; a failure is an object too, `{"error": …}`."""
 
     @functools.wraps(command)
@@ -32,6 +32,8 @@ def answers_json(command: Callable[..., Answer]) -> Callable[..., None]:
             if as_json:
                 click.echo(json.dumps(_failure(error), ensure_ascii=False))
             raise
+        if answer is None:
+            return
         if answer.text:
             click.echo(answer.text, err=as_json)
         if as_json:

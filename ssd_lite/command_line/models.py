@@ -10,11 +10,15 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from ssd_lite.command_line.answers import Answer, answers_json, with_example
-from ssd_lite.command_line.process import opened_run, prepare_process
+from ssd_lite.command_line.process import locked_folder, opened_run, prepare_process
 from ssd_lite.errors import UserError
 
 if TYPE_CHECKING:
     from collections.abc import Callable
+
+    from ssd_lite.grading.extract import Block
+    from ssd_lite.grading.tiers import Choice
+    from ssd_lite.recipe import Recipe
 
 PATH = click.Path(path_type=Path)
 SANDBOXES = click.Choice(["auto", "bubblewrap", "landlock"])
@@ -56,17 +60,17 @@ def sandbox_options(command: Callable[..., Any]) -> Callable[..., Any]:
 @click.option("--out", type=PATH, metavar="DIR", help="Where results go; default evaluations/MODEL-SET.")
 @answers_json
 def evaluate(folder: Path | None, as_json: bool, **options: Any) -> Answer:
-    """Evaluate base and tuned of the run DIR, or with --model any model on any problem set.
+    """Evaluate a run, or with --model any model.
 
     Programs run in a sandbox. Options that are left out take the defaults of a recipe's section evaluate.
     """
+    given = {name: value for name, value in options.items() if value is not None and value is not False and value != ()}
     if folder is None:
-        return _evaluate_model({key: value for key, value in options.items() if value not in (None, (), False)})
-    given = [name for name, value in options.items() if value not in (None, (), False)]
+        return _evaluate_model(given)
     if given:
         raise UserError(
             "goes with --model; a run is evaluated as its recipe.yaml says.",
-            where=f"--{given[0].replace('_', '-')}",
+            where="--" + next(iter(given)).removesuffix("s").replace("_", "-"),
             next_step=f"Leave it out, or leave {folder} out and name --model.",
         )
     from ssd_lite.stages.evaluate import evaluate as stage
@@ -77,14 +81,168 @@ def evaluate(folder: Path | None, as_json: bool, **options: Any) -> Answer:
 
 
 def _evaluate_model(given: dict[str, Any]) -> Answer:
-    for name in ("model", "problems", "temperature"):
-        if name not in given:
-            raise UserError(
-                "is missing.", where=f"--{name}", next_step="Name a run folder, or --model, --problems, --temperature."
-            )
-    from ssd_lite.recipe_file import check_decoding
+    missing = next((name for name in ("model", "problems", "temperature") if name not in given), None)
+    if missing:
+        raise UserError(
+            "is missing.", where=f"--{missing}", next_step="Name a run folder, or --model, --problems, --temperature."
+        )
     from ssd_lite.stages.evaluate import StandAlone, evaluate_model
 
-    law = {key: given.pop(key) for key in ("temperature", "top_k", "top_p") if key in given}
-    decoding = check_decoding(law)
-    return Answer({}, f"{StandAlone}{evaluate_model}{decoding}")
+    recipe = _as_recipe(given)
+    wanted = recipe.evaluate
+    name = f"{Path(recipe.model.name).stem}-{Path(recipe.problems.evaluate).stem}".replace(":", "-")
+    out = given.get("out") or Path("evaluations") / name
+    alone = StandAlone(
+        model=recipe.model.name,
+        problems=recipe.problems.evaluate,
+        decoding=wanted.base,
+        out=out,
+        revision=recipe.model.revision,
+        gguf_type=recipe.model.gguf_type,
+        n=wanted.n,
+        ks=wanted.k,
+        max_new_tokens=wanted.max_new_tokens,
+        engine=wanted.engine,
+        seed=wanted.seed,
+        batch_size=wanted.batch_size,
+        block=wanted.block,
+        sandbox=wanted.sandbox,
+        limit=recipe.problems.evaluate_limit,
+        threads=recipe.threads,
+    )
+    with locked_folder(out):
+        report = evaluate_model(alone)
+    return Answer({**report, "out": str(out)}, _report_text(report, out))
+
+
+def _as_recipe(given: dict[str, Any]) -> Recipe:
+    """The options as a recipe, so that one place checks them and one place holds their defaults."""
+    from ssd_lite.recipe import Evaluate
+    from ssd_lite.recipe_file import validate
+
+    law = {key: given[key] for key in ("temperature", "top_k", "top_p") if key in given}
+    plain = ("n", "max_new_tokens", "engine", "batch_size", "seed", "block", "sandbox")
+    section: dict[str, Any] = {"base": law, **{key: given[key] for key in plain if key in given}}
+    if "unsafe_sandbox" in given:
+        section["sandbox"] = "none"
+    n = given.get("n", Evaluate().n)
+    section["k"] = list(given.get("ks", ())) or [k for k in Evaluate().k if k <= max(n, 1)]
+    value = {
+        "name": "evaluate",
+        "threads": given.get("threads"),
+        "model": {"name": given["model"], **{key: given[key] for key in ("revision", "gguf_type") if key in given}},
+        "problems": {"evaluate": given["problems"], "evaluate_limit": given.get("limit")},
+        "evaluate": section,
+    }
+    return validate(value, "options of evaluate")
+
+
+def _report_text(report: dict[str, Any], out: Path) -> str:
+    rows = [
+        f"pass@{k}: {100 * value['mean']:.1f} % [{100 * value['low']:.1f}, {100 * value['high']:.1f}]"
+        for k, value in report["pass_at_k"].items()
+    ]
+    rates = f"no code {100 * report['no_code_rate']:.1f} %, cut off {100 * report['cap_rate']:.1f} %"
+    count = f"{report['samples']} samples of {report['problems']['count']} problems"
+    return "\n".join(
+        [f"evaluate: {count}, {rates}, mean length {report['mean_tokens']:.0f} tokens", *rows, f"in {out}"]
+    )
+
+
+@click.command(
+    epilog=with_example("ssd-lite export runs/quickstart", "ssd-lite export runs/quickstart/merged --to f16,q4_k_m")
+)
+@click.argument("folder", metavar="DIR|HF_FOLDER", type=PATH)
+@click.option("--to", metavar="TYPES", help="GGUF types of a model folder, with commas: f16,q8_0,q4_k_m.")
+@click.option("--out", type=PATH, metavar="DIR", help="Where they go; default NAME-gguf below the current folder.")
+@click.option("--threads", type=click.IntRange(min=1), metavar="N", help="CPU threads of the quantiser.")
+@answers_json
+def export(folder: Path, to: str | None, out: Path | None, threads: int | None, as_json: bool) -> Answer:
+    """Write GGUF files and an Ollama Modelfile.
+
+    Of a run into DIR/gguf, or of any model folder with --to.
+    """
+    from ssd_lite.stages import export as stage
+
+    if (folder / "recipe.yaml").is_file():
+        if to or out or threads:
+            raise UserError(
+                "is a run: export.types of its recipe.yaml says what is written.",
+                where=str(folder),
+                next_step=f"For other files: ssd-lite export {folder / 'merged'} --to TYPES",
+            )
+        with opened_run(folder) as run:
+            done = stage.export(run)
+        return Answer({"stage": "export", **done}, _files_text(done, folder))
+    if not folder.is_dir():
+        raise UserError("is no folder.", where=str(folder.absolute()), next_step="Name a run or a model folder.")
+    if to is None:
+        raise UserError("is missing.", where="--to", next_step="Type for instance --to f16,q8_0,q4_k_m.")
+    prepare_process()
+    types = [name.strip().lower() for name in to.split(",") if name.strip()]
+    done = stage.export_folder(folder, types, out or Path(f"{folder.absolute().name}-gguf"), threads=threads)
+    return Answer(done, _files_text(done, Path()))
+
+
+def _files_text(done: dict[str, Any], folder: Path) -> str:
+    rows = [f"export: {folder / file['path']}, {file['bytes'] / 1e6:.0f} MB" for file in done["files"]]
+    return "\n".join([*rows, f"export: {folder / done['modelfile']}"])
+
+
+@click.command(epilog=with_example("ssd-lite grade answers.jsonl --problems humaneval --out grades.jsonl"))
+@click.argument("samples", metavar="SAMPLES.jsonl", type=PATH)
+@click.option("--problems", metavar="SET", required=True, help="Problem set with tests.")
+@click.option("--block", type=BLOCKS, default="last", help="Which fenced block is the program; default last.")
+@sandbox_options
+@click.option("--out", type=PATH, metavar="GRADES.jsonl", help="One grade a line.")
+@answers_json
+def grade(
+    samples: Path,
+    problems: str,
+    block: Block,
+    sandbox: Choice | None,
+    unsafe_sandbox: bool,
+    out: Path | None,
+    as_json: bool,
+) -> Answer:
+    """Grade completions from anywhere.
+
+    Each line of SAMPLES.jsonl is {"problem_id", "index", "completion"}, or has a "program" instead.
+    """
+    from ssd_lite.problems.named import load_problems
+    from ssd_lite.stages.grade import grade_file
+
+    chosen = load_problems(problems, role="evaluate")
+    isolation: Choice = "none" if unsafe_sandbox else sandbox or "auto"
+    done = grade_file(samples, chosen.problems, sandbox=isolation, out=out, block=block)
+    rates = [f"{key}: {100 * value:.1f} %" for key, value in done.items() if key.startswith("pass@")]
+    verdicts = ", ".join(f"{count} {verdict}" for verdict, count in done["verdicts"].items())
+    head = f"grade: {done['samples']} samples of {done['problems']} problems: {verdicts}"
+    return Answer(done, "\n".join([head, *rates, done["golden"], f"isolation: {done['grading']['tier']}"]))
+
+
+@click.command(
+    epilog=with_example(
+        "ssd-lite chat runs/quickstart", 'ssd-lite chat runs/quickstart --base --prompt "Reverse a string."'
+    )
+)
+@click.argument("target", metavar="DIR|MODEL")
+@click.option("--base", is_flag=True, help="The run's base model instead of the tuned one.")
+@click.option("--prompt", metavar="TEXT", help="Answer this and end.")
+@click.option("--seed", type=click.IntRange(min=0), default=0, metavar="N", help="Seed of the draws; default 0.")
+@click.option("--max-new-tokens", type=click.IntRange(min=1), metavar="N", help="Token cap of a reply.")
+@click.option("--threads", type=click.IntRange(min=1), metavar="N", help="CPU threads.")
+@answers_json
+def chat(target: str, prompt: str | None, as_json: bool, **options: Any) -> Answer:
+    """Talk with the tuned model of a run, or any model.
+
+    Ctrl-C stops a reply, Ctrl-D ends.
+    """
+    from ssd_lite.stages.chat import ChatOptions
+    from ssd_lite.stages.chat import chat as talk
+
+    if as_json and prompt is None:
+        raise UserError("needs --prompt.", where="--json", next_step="Add --prompt TEXT.")
+    with redirect_stdout(sys.stderr) if as_json else nullcontext():
+        reply = talk(target, ChatOptions(prompt=prompt, **options))
+    return Answer({"reply": reply})

@@ -11,6 +11,8 @@ from typing import TYPE_CHECKING
 
 import click
 
+from ssd_lite.errors import UserError
+
 if TYPE_CHECKING:
     from ssd_lite.run_folder import RunFolder
 
@@ -50,3 +52,19 @@ def opened_run(folder: Path) -> Iterator[RunFolder]:
         except Exception:
             run.log(traceback.format_exc())
             raise
+
+
+@contextmanager
+def locked_folder(folder: Path) -> Iterator[None]:
+    """A folder of results outside a run, made if need be, for this process alone."""
+    from ssd_lite.run_lock import run_lock
+
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise UserError(
+            f"cannot be made: {error.strerror}.", where=str(folder), next_step="Name another --out."
+        ) from error
+    prepare_process()
+    with run_lock(folder):
+        yield

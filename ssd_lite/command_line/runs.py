@@ -25,9 +25,9 @@ FOLDER = click.Path(path_type=Path)
 @click.option("--unsafe-sandbox", is_flag=True, help="Grade programs with your rights: --set evaluate.sandbox=none.")
 @answers_json
 def run(recipe: str, out: Path | None, settings: tuple[str, ...], unsafe_sandbox: bool, as_json: bool) -> Answer:
-    """Do a whole run: sample, curate, train, merge, evaluate, export, report.
+    """Do a whole run, from sampling to the report.
 
-    One process a stage. Stopped or killed, the same command goes on where it was; a stage that is done is skipped.
+    The stages are sample, curate, train, merge, evaluate, export, report, one process each. Stopped or killed, the same command goes on where it was; a stage that is done is skipped.
     """
     from ssd_lite.recipe_file import load_recipe
     from ssd_lite.stages.pipeline import prepare, run_all
@@ -48,7 +48,10 @@ def run(recipe: str, out: Path | None, settings: tuple[str, ...], unsafe_sandbox
 @click.argument("folder", metavar="DIR", type=FOLDER)
 @answers_json
 def sample(folder: Path, as_json: bool) -> Answer:
-    """Let the base model answer the training prompts into DIR/samples.jsonl."""
+    """Let the base model answer the training prompts.
+
+    Writes DIR/samples.jsonl, each sample as it is finished.
+    """
     from ssd_lite.stages.sample import sample as stage
 
     def text(done: dict[str, Any]) -> str:
@@ -64,7 +67,10 @@ def sample(folder: Path, as_json: bool) -> Answer:
 @click.option("--show", "count", type=click.IntRange(min=1), metavar="N", help="Print N rows token by token.")
 @answers_json
 def curate(folder: Path, count: int | None, as_json: bool) -> Answer:
-    """Choose the samples to train on: DIR/samples.jsonl to DIR/train.jsonl. Nothing here looks at correctness."""
+    """Choose the samples to train on.
+
+    Reads DIR/samples.jsonl, writes DIR/train.jsonl. Nothing here looks at correctness.
+    """
     from ssd_lite.stages.curate import curate as stage
     from ssd_lite.stages.curate import show
 
@@ -82,7 +88,10 @@ def curate(folder: Path, count: int | None, as_json: bool) -> Answer:
 @click.argument("folder", metavar="DIR", type=FOLDER)
 @answers_json
 def train(folder: Path, as_json: bool) -> Answer:
-    """Train on DIR/train.jsonl into DIR/adapter, from the newest checkpoint of a stopped run."""
+    """Train on the chosen samples.
+
+    Reads DIR/train.jsonl, writes DIR/adapter; goes on from the newest checkpoint of a stopped run.
+    """
     from ssd_lite.stages.train import train as stage
 
     def text(done: dict[str, Any]) -> str:
@@ -96,7 +105,7 @@ def train(folder: Path, as_json: bool) -> Answer:
 @click.argument("folder", metavar="DIR", type=FOLDER)
 @answers_json
 def merge(folder: Path, as_json: bool) -> Answer:
-    """Merge base and adapter into DIR/merged, a plain model folder."""
+    """Merge base and adapter into DIR/merged."""
     from ssd_lite.stages.merge import merge as stage
 
     def text(done: dict[str, Any]) -> str:
@@ -110,7 +119,7 @@ def merge(folder: Path, as_json: bool) -> Answer:
 @click.argument("folder", metavar="DIR", type=FOLDER)
 @answers_json
 def report(folder: Path, as_json: bool) -> Answer:
-    """Write DIR/report.html and the model card, and print the table."""
+    """Write DIR/report.html and the model card."""
     from ssd_lite.stages.report import report as stage
     from ssd_lite.stages.report import table
 
@@ -123,7 +132,10 @@ def report(folder: Path, as_json: bool) -> Answer:
 @click.argument("folder", metavar="DIR", type=FOLDER)
 @answers_json
 def status(folder: Path, as_json: bool) -> Answer:
-    """Say which stages are done, what is written so far and whether a process works in DIR. Changes nothing."""
+    """Say how far a run is.
+
+    Which stages are done, what is written so far, whether a process works in it. Changes nothing.
+    """
     from ssd_lite.progress import duration
     from ssd_lite.run_folder import RunFolder
     from ssd_lite.stages.status import status as look

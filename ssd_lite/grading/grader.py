@@ -35,7 +35,7 @@ class _Task:
 
 
 class _Queue:
-    """What is still to be done: tasks that can go on, new submissions, and tasks that must run with nothing beside them."""
+    """What is still to be done: tasks that can go on, new submissions, and tasks that must run alone."""
 
     def __init__(self, source: Iterator[Submission]) -> None:
         self._source: Iterator[Submission] | None = source
@@ -112,10 +112,7 @@ class Grader:
         return {**body, "weak_problems": sorted(self._weak), "refused_tiers": self.refused}
 
     def verify_golden(self, problems: Iterable[Problem]) -> list[Grade]:
-        """Grade each problem's own golden solution, with five times the limits.
-
-        The grades of those that do not pass.
-        """
+        """Grade each problem's own golden solution, with five times the limits; returns the grades that are no pass."""
         golden = [golden_submission(problem, self.limits) for problem in problems if problem.golden is not None]
         return [grade for grade in self.grade(golden) if not grade.passed]
 

@@ -117,15 +117,16 @@ class Conversation:
         self, tokenizer: ChatTokenizer, sampler: LlamaCppSampler, settings: SamplingSettings, seed: int
     ) -> None:
         self._tokenizer, self._sampler, self._settings, self._seed = tokenizer, sampler, settings, seed
+        self._turns = 0
         self.messages: list[Message] = []
 
     def reply(self, text: str, stopped: Callable[[], bool] = lambda: False) -> Iterator[str]:
         """Answer `text`; yields whole characters as they come. What was said until `stopped()` stays in the history."""
-        self.messages.append({"role": "user", "content": text})
-        prompt = self._fitting_prompt()
+        self.messages, prompt = self._fitting([*self.messages, {"role": "user", "content": text}])
+        self._turns += 1
         ids: list[int] = []
         shown = ""
-        for token in self._sampler.stream(prompt, self._settings, self._seed + len(self.messages) // 2):
+        for token in self._sampler.stream(prompt, self._settings, self._seed + self._turns):
             if token in self._tokenizer.end_ids:
                 break
             ids.append(token)
@@ -140,20 +141,19 @@ class Conversation:
         yield whole[len(shown) :]
         self.messages.append({"role": "assistant", "content": whole})
 
-    def _fitting_prompt(self) -> Sequence[int]:
-        """The prompt's ids; the oldest pairs of turns are forgotten where it would not fit into the context."""
+    def _fitting(self, messages: list[Message]) -> tuple[list[Message], Sequence[int]]:
+        """The conversation and its ids, without the oldest pairs of turns where all would not fit into the context."""
         room = self._sampler.context_length - self._settings.max_new_tokens
         while True:
-            ids = self._tokenizer.render(self.messages)[1]
+            ids = self._tokenizer.render(messages)[1]
             if len(ids) <= room:
-                return ids
-            if len(self.messages) < 3:
-                self.messages.pop()
+                return messages, ids
+            if len(messages) < 3:
                 raise UserError(
                     f"the text has {len(ids)} tokens, the model's context leaves {max(room, 0)}.",
                     next_step="Say less, or lower --max-new-tokens.",
                 )
-            del self.messages[:2]
+            messages = messages[2:]
 
 
 def _show(conversation: Conversation, text: str) -> str:

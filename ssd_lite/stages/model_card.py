@@ -12,13 +12,17 @@ from ssd_lite.recipe_file import dump_recipe
 from ssd_lite.run_folder import RunFolder
 
 
-def write_card(run: RunFolder, evaluation: Mapping[str, Any] | None) -> None:
-    """Write merged/README.md. `evaluation` has an arm's name → its figures by name (numbers or texts), if measured."""
+def write_card(run: RunFolder, evaluation: Mapping[str, Any] | None, verdict: str = "") -> None:
+    """Write merged/README.md.
+
+    `evaluation` has an arm's name → its figures by name (numbers or texts), if measured; `verdict` says in words what
+    they show and over which problems.
+    """
     merged = json.loads((run.merged / "ssd_lite_merge.json").read_text(encoding="utf-8"))
-    write_text(run.merged / "README.md", card(run, merged, evaluation))
+    write_text(run.merged / "README.md", card(run, merged, evaluation, verdict))
 
 
-def card(run: RunFolder, merged: Mapping[str, Any], evaluation: Mapping[str, Any] | None) -> str:
+def card(run: RunFolder, merged: Mapping[str, Any], evaluation: Mapping[str, Any] | None, verdict: str = "") -> str:
     """The text of the card; `merged` is the summary of the merge stage."""
     base, recipe = merged["base"], run.recipe
     stages = run.manifest().get("stages", {})
@@ -29,7 +33,7 @@ def card(run: RunFolder, merged: Mapping[str, Any], evaluation: Mapping[str, Any
         "correctness, cross-entropy on the sampled tokens.",
         "## Decoding\n\n" + _decoding(run),
         "## How it was made\n\n" + _counts(stages, merged),
-        "## Evaluation\n\n" + _evaluation(evaluation),
+        "## Evaluation\n\n" + _evaluation(evaluation, verdict),
         f"## Recipe\n\nssd_lite {__version__}. `ssd-lite run recipe.yaml` with this file repeats it:\n\n"
         f"```yaml\n{dump_recipe(recipe)}```",
         "## Licence\n\n" + _licence(base),
@@ -73,16 +77,17 @@ def _counts(stages: Mapping[str, Any], merged: Mapping[str, Any]) -> str:
     return "| stage | counts |\n|---|---|\n" + "\n".join(rows)
 
 
-def _evaluation(evaluation: Mapping[str, Any] | None) -> str:
+def _evaluation(evaluation: Mapping[str, Any] | None, verdict: str) -> str:
+    """The figures as rows and the arms as columns: a card is narrow."""
     if not evaluation:
         return "Not measured."
     names = list(dict.fromkeys(key for figures in evaluation.values() for key in figures))
-    head = f"| arm | {' | '.join(names)} |\n|---|{'---|' * len(names)}\n"
+    head = f"| | {' | '.join(evaluation)} |\n|---|{'---|' * len(evaluation)}\n"
     rows = [
-        f"| {arm} | {' | '.join(_number(figures.get(name, '')) for name in names)} |"
-        for arm, figures in evaluation.items()
+        f"| {name} | {' | '.join(_number(figures.get(name, '')) for figures in evaluation.values())} |"
+        for name in names
     ]
-    return head + "\n".join(rows)
+    return (f"{verdict}\n\n" if verdict else "") + head + "\n".join(rows)
 
 
 def _licence(base: Mapping[str, Any]) -> str:

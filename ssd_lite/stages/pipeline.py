@@ -8,12 +8,12 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from types import FrameType
-from typing import Any, get_args
+from typing import Any
 
 import click
 
@@ -26,7 +26,7 @@ from ssd_lite.stages.status import has_files
 
 ORDER: tuple[Stage, ...] = ("sample", "curate", "train", "merge", "evaluate", "export", "report")
 POLL_S = 0.05
-# A terminal's Ctrl-C reaches the stage too. Passed on later and as SIGTERM, it is never the second SIGINT that cuts short.
+# A terminal's Ctrl-C reaches the stage too. Passed on later, as SIGTERM, it is never the second SIGINT that cuts short.
 PASS_ON_AFTER_S = 0.5
 _STOPPED_CODES = (EXIT_STOPPED, -signal.SIGTERM, -signal.SIGINT, 128 + signal.SIGTERM, 128 + signal.SIGINT)
 _LIBRARIES = (("torch", "train"), ("transformers", "train"), ("peft", "train"), ("accelerate", "train"))
@@ -127,7 +127,7 @@ def run_stage(run: RunFolder, stage: Stage, lock: int, stdout: int | None) -> En
 
 
 @contextmanager
-def _signals() -> Any:
+def _signals() -> Iterator[list[float]]:
     """Collect the times at which SIGTERM or SIGINT came; the old handlers come back at the end."""
     asked: list[float] = []
 
@@ -181,9 +181,3 @@ def _signal_name(number: int) -> str:
         return signal.Signals(number).name
     except ValueError:
         return f"signal {number}"
-
-
-def check_order() -> None:
-    """Every stage of a run folder has its place in the order."""
-    if set(ORDER) != set(get_args(Stage)):
-        raise RuntimeError("pipeline.ORDER and run_folder.Stage differ")

@@ -41,7 +41,8 @@ svg text{font:12px system-ui,sans-serif;fill:var(--soft)}
 .key.base{border-top-style:dashed}.key+span{margin-right:1.1rem}
 .pair{display:grid;grid-template-columns:repeat(auto-fit,minmax(min(100%,24rem),1fr));gap:.4rem 1.2rem}
 .pair>div{min-width:0}.pair p{font-size:.92rem}
-.tag{display:inline-block;border:1px solid currentColor;border-radius:1rem;padding:0 .55rem;font-size:.82rem;color:var(--flat)}
+.tag{display:inline-block;border:1px solid currentColor;border-radius:1rem;padding:0 .55rem;
+font-size:.82rem;color:var(--flat)}
 .tag.pass{color:var(--gain)}.tag.fail{color:var(--loss)}
 code,pre{font:13px/1.5 ui-monospace,SFMono-Regular,Menlo,Consolas,"DejaVu Sans Mono",monospace}
 pre{background:var(--panel);border-radius:.4rem;padding:.7rem .9rem;margin:.4rem 0;max-height:26rem;overflow:auto;
@@ -84,7 +85,8 @@ def section(title: str, *parts: str) -> str:
 
 def paragraph(value: str, *, soft: bool = False) -> str:
     """A paragraph of plain text."""
-    return f"<p{' class="soft"' if soft else ''}>{text(value)}</p>"
+    kind = ' class="soft"' if soft else ""
+    return f"<p{kind}>{text(value)}</p>"
 
 
 def bullets(lines: Sequence[str]) -> str:
@@ -110,8 +112,9 @@ def table(head: Sequence[str], rows: Sequence[Sequence[object]], *, caption: str
 
 
 def _row(row: Sequence[object], wide: int | None) -> str:
+    wrapped = ' class="wrap"'
     cells = "".join(
-        f"<td{' class="wrap"' if index == wide else ''}>{text(value)}</td>" for index, value in enumerate(row[1:], 1)
+        f"<td{wrapped if index == wide else ''}>{text(value)}</td>" for index, value in enumerate(row[1:], 1)
     )
     return f'<tr><th scope="row">{text(row[0])}</th>{cells}</tr>'
 

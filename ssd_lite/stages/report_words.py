@@ -1,4 +1,4 @@
-"""The words and numbers of a report: percent, points, durations, the figures of an arm, and what a verdict leaves open."""
+"""The words and numbers of a report: percent, durations, the figures of the arms, what a verdict leaves open."""
 
 from __future__ import annotations
 
@@ -8,7 +8,11 @@ from typing import Any
 from ssd_lite.stages.report_findings import ARMS, Findings
 
 # Rates that stand as a share of samples in report.json, with the words for people.
-RATES = {"no_code_rate": "No code found", "cap_rate": "Cut off at the token cap", "unclosed_rate": "Code fence left open"}
+RATES = {
+    "no_code_rate": "No code found",
+    "cap_rate": "Cut off at the token cap",
+    "unclosed_rate": "Code fence left open",
+}
 MINUS = "−"
 
 

@@ -43,7 +43,7 @@ def ticks(low: float, high: float, about: int = 5) -> list[float]:
         return [low]
     raw = (high - low) / about
     power = 10.0 ** math.floor(math.log10(raw))
-    step = next((m * power for m in (1, 2, 5) if m * power >= raw * 0.999), 10 * power)
+    step = min((m * power for m in (1, 2, 5, 10)), key=lambda one: abs(math.log(one / raw)))
     first = math.ceil(low / step - 1e-9)
     last = math.floor(high / step + 1e-9)
     return [round(index * step, 12) for index in range(first, last + 1)]
@@ -131,10 +131,8 @@ def intervals(rates: Sequence[Rate], title: str) -> str:
         body += f'<text x="{left - 10}" y="{_n(middle + 4)}" text-anchor="end">{escape(row)}</text>'
     for rate in rates:
         line = TOP + row_height * rows.index(rate.row) + 17 + 18 * series.index(rate.series)
-        name = escape(rate.series)
-        body += (
-            f'<line class="whisker {name}" x1="{_n(x.at(rate.low))}" x2="{_n(x.at(rate.high))}" y1="{line}" y2="{line}"/>'
-        )
+        name, ends = escape(rate.series), f'x1="{_n(x.at(rate.low))}" x2="{_n(x.at(rate.high))}"'
+        body += f'<line class="whisker {name}" {ends} y1="{line}" y2="{line}"/>'
         body += _mark(rate.series == series[0], name, x.at(rate.mean), line)
     return _svg(body, bottom + 24, title)
 
@@ -143,7 +141,8 @@ def _mark(first: bool, name: str, x: float, y: float) -> str:
     """A circle for the first series and a diamond for the others: told apart without colour too."""
     if first:
         return f'<circle class="dot {name}" cx="{_n(x)}" cy="{_n(y)}" r="4.5"/>'
-    return f'<path class="dot {name}" d="M{_n(x - 5.5)} {_n(y)}L{_n(x)} {_n(y - 5.5)}L{_n(x + 5.5)} {_n(y)}L{_n(x)} {_n(y + 5.5)}Z"/>'
+    path = f"M{_n(x - 5.5)} {_n(y)}l5.5 -5.5l5.5 5.5l-5.5 5.5Z"
+    return f'<path class="dot {name}" d="{path}"/>'
 
 
 def _frame(x: Axis, y: Axis, x_label: str, y_label: str, *, whole_x: bool = False) -> str:
@@ -159,7 +158,9 @@ def _frame(x: Axis, y: Axis, x_label: str, y_label: str, *, whole_x: bool = Fals
     ]
     parts.append(f'<line class="axis" x1="{_n(x.start)}" x2="{_n(x.end)}" y1="{_n(y.start)}" y2="{_n(y.start)}"/>')
     middle = _n((x.start + x.end) / 2)
-    parts.append(f'<text class="name" x="{middle}" y="{_n(y.start + 35)}" text-anchor="middle">{escape(x_label)}</text>')
+    parts.append(
+        f'<text class="name" x="{middle}" y="{_n(y.start + 35)}" text-anchor="middle">{escape(x_label)}</text>'
+    )
     upright = f'transform="rotate(-90 12 {_n((y.start + y.end) / 2)})"'
     parts.append(
         f'<text class="name" x="12" y="{_n((y.start + y.end) / 2)}" text-anchor="middle" {upright}>'

@@ -1,0 +1,44 @@
+"""`ssd-lite`: the group of all commands. Loads click alone; a command imports what it needs when it runs."""
+
+from __future__ import annotations
+
+import click
+
+from ssd_lite import __version__
+from ssd_lite.command_line import models, recipes, runs
+from ssd_lite.command_line.answers import with_example
+
+COMMANDS = (
+    runs.run,
+    runs.sample,
+    runs.curate,
+    runs.train,
+    runs.merge,
+    models.evaluate,
+    models.export,
+    runs.report,
+    runs.status,
+    models.chat,
+    models.grade,
+    recipes.recipes,
+)
+
+
+class _InOrder(click.Group):
+    """Lists the commands in the order of a run."""
+
+    def list_commands(self, context: click.Context) -> list[str]:
+        return list(self.commands)
+
+
+@click.group(cls=_InOrder, epilog=with_example("ssd-lite run quickstart"))
+@click.version_option(__version__, prog_name="ssd-lite")
+def main() -> None:
+    """Simple Self-Distillation on one GPU, or none: sample, train, merge, evaluate, export.
+
+    Exit codes: 0 done, 2 something to mend (one line says what), 75 stopped, the same command goes on.
+    """
+
+
+for _command in COMMANDS:
+    main.add_command(_command)

@@ -1,0 +1,43 @@
+"""The stage that reports: an evaluated run in, report.html and the figures of the model card out; and `table`."""
+
+from __future__ import annotations
+
+import time
+from typing import Any
+
+from ssd_lite.atomic import write_text
+from ssd_lite.errors import UserError
+from ssd_lite.run_folder import RunFolder
+from ssd_lite.stages.model_card import write_card
+from ssd_lite.stages.report_findings import read_findings, read_numbers
+from ssd_lite.stages.report_page import card_figures, render, terminal_table
+from ssd_lite.stages.report_words import set_line
+
+
+def report(run: RunFolder) -> dict[str, Any]:
+    """Write report.html and the card of merged/, or say what was done before.
+
+    The summary has `report`, the page's path inside the run, and `verdict`, its sentence. Raises UserError where the
+    run is not evaluated or the page cannot be written.
+    """
+    done = run.done("report")
+    if done is not None and run.report.is_file():
+        return done
+    run.require("evaluate")
+    started = time.monotonic()
+    findings = read_findings(run)
+    page = render(run, findings)
+    try:
+        write_text(run.report, page)
+    except OSError as error:
+        raise UserError(f"cannot be written: {error.strerror}.", where=str(run.report)) from error
+    sentence = str(findings.comparison["sentence"])
+    write_card(run, card_figures(findings), f"{sentence} {set_line(findings.arms['base'])}.")
+    summary = {"report": run.report.name, "verdict": sentence}
+    run.finish("report", summary, time.monotonic() - started)
+    return summary
+
+
+def table(run: RunFolder) -> str:
+    """Base against tuned as plain text for a terminal, with the verdict's sentence below. Needs `evaluate`."""
+    return terminal_table(read_numbers(run))

@@ -1,0 +1,86 @@
+"""Numbers of an arm and the verdict over two arms, on hand-made samples and grades."""
+
+import pytest
+
+from ssd_lite.records import Grade, Problem, Sample, SamplingSettings
+from ssd_lite.stages.arm_report import arm_numbers, compare
+
+SETTINGS = SamplingSettings(0.6, 20, 0.8, 50)
+PROBLEMS = [
+    Problem(f"p{i}", ({"role": "user", "content": f"task {i}"},), difficulty=t)
+    for i, t in enumerate(["easy", "easy", "hard", "hard"])
+]
+
+
+def sample(problem, index, text="```python\nx\n```", reason="stop", tokens=4):
+    ids = tuple(range(tokens))
+    return Sample(problem, index, (1,), ids, text, reason, 0.5, 0, SETTINGS, "hf", "hash")
+
+
+def arm(passed, name, n=4):
+    samples = [sample(p.id, i) for p in PROBLEMS for i in range(n)]
+    grades = [
+        Grade(p.id, i, "pass" if i < count else "wrong_answer")
+        for p, count in zip(PROBLEMS, passed, strict=True)
+        for i in range(n)
+    ]
+    numbers = arm_numbers(PROBLEMS, samples, grades, ks=[1, 2], seed=0, block="last")
+    return {"arm": name, "k": [1, 2], "n": n, **numbers}
+
+
+def test_pass_at_k_overall_and_by_tier():
+    report = arm([4, 2, 1, 0], "base")
+    assert report["pass_at_k"]["1"]["mean"] == pytest.approx((1 + 0.5 + 0.25 + 0) / 4)
+    # Unbiased pass@2 with 4 samples: 1 - C(4-c, 2) / C(4, 2).
+    assert report["pass_at_k"]["2"]["mean"] == pytest.approx((1 + 5 / 6 + 1 / 2 + 0) / 4)
+    assert report["by_difficulty"]["easy"]["count"] == 2
+    assert report["by_difficulty"]["hard"]["pass_at_k"]["1"]["mean"] == pytest.approx(0.125)
+    assert report["verdicts"] == {"wrong_answer": 9, "pass": 7}
+    low, high = report["pass_at_k"]["1"]["low"], report["pass_at_k"]["1"]["high"]
+    assert low < report["pass_at_k"]["1"]["mean"] < high
+
+
+def test_rates_lengths_and_hedging_words():
+    samples = [
+        sample("p0", 0, "Wait, maybe this works", "length", tokens=10),
+        sample("p0", 1, "```python\nopen", "stop", tokens=2),
+        sample("p1", 0),
+        sample("p1", 1),
+    ]
+    grades = [Grade("p0", 0, "no_code"), Grade("p0", 1, "error"), Grade("p1", 0, "pass"), Grade("p1", 1, "pass")]
+    numbers = arm_numbers(PROBLEMS[:2], samples, grades, ks=[1], seed=0, block="last")
+    assert numbers["no_code_rate"] == 0.25
+    assert numbers["cap_rate"] == 0.25
+    assert numbers["unclosed_rate"] == 0.25
+    assert numbers["mean_tokens"] == 5.0
+    assert numbers["lengths"] == [10, 2, 4, 4]
+    words = 4 + 2 + 2 + 2  # "python" and one more word in each fenced sample
+    assert numbers["hedging_per_1000_words"] == pytest.approx(1000 * 2 / words)
+
+
+def test_a_gain_and_a_loss_are_claimed_only_beyond_the_interval():
+    low, high = arm([0, 0, 0, 0], "base"), arm([4, 4, 4, 3], "tuned")
+    gain = compare(low, high, seed=0)
+    assert gain["verdict"] == "gain"
+    assert gain["sentence"].startswith("Gain: pass@1 rose by 93.8 points")
+    assert gain["only_tuned"] == 4
+    assert gain["only_base"] == 0
+    assert gain["mcnemar_p"] == pytest.approx(0.125)
+    loss = compare(high, low | {"arm": "tuned"}, seed=0)
+    assert loss["verdict"] == "loss"
+    noise = compare(arm([4, 2, 1, 0], "base"), arm([3, 3, 0, 1], "tuned"), seed=0)
+    assert noise["verdict"] == "no difference shown"
+    assert noise["pass_at_k"]["1"]["low"] < 0 < noise["pass_at_k"]["1"]["high"]
+
+
+def test_two_equal_arms_do_not_claim_the_power_to_show_nothing():
+    same = compare(arm([2, 2, 1, 1], "base"), arm([2, 2, 1, 1], "tuned"), seed=0)
+    assert same["verdict"] == "no difference shown"
+    assert same["smallest_difference"]["1"] > 0.1
+
+
+def test_arms_over_other_problems_are_not_compared():
+    tuned = arm([1, 1, 1, 1], "tuned")
+    tuned["per_problem"] = tuned["per_problem"][:-1]
+    with pytest.raises(ValueError, match="same problems"):
+        compare(arm([1, 1, 1, 1], "base"), tuned, seed=0)
