@@ -5,7 +5,7 @@ from __future__ import annotations
 import click
 
 from ssd_lite import __version__
-from ssd_lite.command_line import models, recipes, runs
+from ssd_lite.command_line import evaluating, models, recipes, runs
 from ssd_lite.command_line.answers import with_example
 
 COMMANDS = (
@@ -14,12 +14,12 @@ COMMANDS = (
     runs.curate,
     runs.train,
     runs.merge,
-    models.evaluate,
+    evaluating.evaluate,
     models.export,
     runs.report,
     runs.status,
     models.chat,
-    models.grade,
+    evaluating.grade,
     recipes.recipes,
 )
 

@@ -67,7 +67,9 @@ def test_merge_writes_a_model_with_its_card_and_is_done_once(run: RunFolder) -> 
     assert merge(run) == summary
     assert (run.merged / "model.safetensors").stat().st_mtime_ns == before
     write_card(run, {"base": {"pass@1": 0.25}, "tuned": {"pass@1": 0.5, "problems": 90}})
-    assert "| tuned | 0.5 | 90 |" in (run.merged / "README.md").read_text()
+    card = (run.merged / "README.md").read_text()
+    assert "| | base | tuned |" in card
+    assert "| pass@1 | 0.25 | 0.5 |" in card
     assert is_whole(run.merged)
 
 

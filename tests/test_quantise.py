@@ -61,5 +61,5 @@ def test_a_vocabulary_that_is_read_otherwise_is_found(tmp_path: Path) -> None:
     assert data.count(b"smollm") == 1
     # Same length, another cut: digits are no longer apart.
     (tmp_path / "m.gguf").write_bytes(data.replace(b"smollm", b"falcon"))
-    with pytest.raises(UserError, match="llama.cpp tokenises"):
+    with pytest.raises(UserError, match="otherwise than the model"):
         check_vocabulary(tmp_path / "m.gguf", folder)

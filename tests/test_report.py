@@ -17,7 +17,7 @@ import pytest
 from ssd_lite.errors import UserError
 from ssd_lite.journal import Journal
 from ssd_lite.recipe import Decoding, Evaluate, Model, Recipe
-from ssd_lite.records import Grade, Problem, Sample, SamplingSettings, to_json
+from ssd_lite.records import FinishReason, Grade, Problem, Sample, SamplingSettings, to_json
 from ssd_lite.run_folder import RunFolder
 from ssd_lite.stages.arm_report import arm_numbers, compare
 from ssd_lite.stages.report import report, table
@@ -76,7 +76,7 @@ def _write_arm(run: RunFolder, arm: str, problems: list[Problem], rate: float) -
     for problem in problems:
         for index in range(5):
             length = min(256, int(rng.lognormvariate(4.4 if arm == "base" else 4.2, 0.5)))
-            finish = "length" if length == 256 else "stop"
+            finish: FinishReason = "length" if length == 256 else "stop"
             text = HOSTILE + f"def f():\n    return {index}\n```\nPerhaps."
             ids = tuple(range(length))
             entropy = rng.uniform(0.1, 0.6)
@@ -148,9 +148,15 @@ class Outline(HTMLParser):
             self.words += data
 
 
+@pytest.fixture(scope="module")
+def made(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return make_run(tmp_path_factory.mktemp("made") / "run").path
+
+
 @pytest.fixture
-def run(tmp_path: Path) -> RunFolder:
-    return make_run(tmp_path / "run")
+def run(made: Path, tmp_path: Path) -> RunFolder:
+    """A copy of its own, since making one takes some tenths of a second."""
+    return RunFolder.open(Path(shutil.copytree(made, tmp_path / "run")))
 
 
 def page_of(run: RunFolder) -> Outline:
@@ -324,7 +330,7 @@ def test_the_model_card_has_the_figures(run: RunFolder) -> None:
     sentence = report(run)["verdict"]
     card = (run.merged / "README.md").read_text(encoding="utf-8")
     numbers = json.loads(run.arm("tuned").report.read_text())["pass_at_k"]["1"]
-    assert f"{sentence} starter: 30 problems, 5 samples each, at most 256 tokens." in card
+    assert f"{sentence} Set starter: 30 problems, 5 samples each, at most 256 tokens." in card
     assert "| | base | tuned | difference |" in card
     assert f"{100 * numbers['mean']:.1f} % [" in card
     assert "Not measured" not in card

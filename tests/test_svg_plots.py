@@ -101,7 +101,7 @@ def test_the_running_mean_keeps_a_constant_and_the_ends() -> None:
 
 def test_intervals_stand_in_their_rows() -> None:
     rates = [Rate("easy", "base", 0.5, 0.25, 0.75), Rate("easy", "tuned", 1, 1, 1), Rate("hard", "tuned", 0, 0, 0.1)]
-    drawing = intervals(rates, "t")
+    drawing = intervals(rates, "t", "x")
     lines = [
         [float(n) for n in found]
         for found in re.findall(r'whisker \w+" x1="([\d.]+)" x2="([\d.]+)" y1="([\d.]+)"', drawing)
@@ -124,7 +124,7 @@ def test_names_are_escaped_and_the_drawing_is_well_formed(name: str) -> None:
     for drawing in (
         histogram({"base": [1, 2], "tuned": [2, 3]}, name, name),
         curve([(1, 1), (2, 2)], name, name, name),
-        intervals([Rate(name, "base", 0.5, 0.4, 0.6)], name),
+        intervals([Rate(name, "base", 0.5, 0.4, 0.6)], name, name),
     ):
         root = ElementTree.fromstring(drawing)
         assert root.get("aria-label") == name

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import functools
 import json
+import sys
 from collections.abc import Callable
+from contextlib import nullcontext, redirect_stdout
 from dataclasses import dataclass
 from typing import Any
 
@@ -27,7 +29,9 @@ def answers_json(command: Callable[..., Answer | None]) -> Callable[..., None]:
     @functools.wraps(command)
     def wrapper(*args: Any, as_json: bool, **options: Any) -> None:
         try:
-            answer = command(*args, as_json=as_json, **options)
+            # What libraries print on the way must not spoil the one object on stdout.
+            with redirect_stdout(sys.stderr) if as_json else nullcontext():
+                answer = command(*args, as_json=as_json, **options)
         except click.ClickException as error:
             if as_json:
                 click.echo(json.dumps(_failure(error), ensure_ascii=False))

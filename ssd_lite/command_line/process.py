@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 
 import click
 
-from ssd_lite.errors import UserError
+from ssd_lite.errors import Stopped, UserError
 
 if TYPE_CHECKING:
     from ssd_lite.run_folder import RunFolder
@@ -44,14 +44,26 @@ def opened_run(folder: Path) -> Iterator[RunFolder]:
         if os.environ.get("SSD_LITE_LOCK_FD") == str(lock):
             os.set_inheritable(lock, False)  # sandboxes and workers must not keep the run locked
             die_with_parent()
+            _need_parent(folder)
         try:
             yield run
         except click.ClickException as error:
             run.log(error.format_message())
             raise
+        except KeyboardInterrupt as error:
+            raise Stopped("The stage was cut short by a second Ctrl-C.") from error
         except Exception:
             run.log(traceback.format_exc())
             raise
+
+
+def _need_parent(folder: Path) -> None:
+    """Stop where `ssd-lite run` died while this process was still starting: the kernel's notice came too early."""
+    from ssd_lite.stages.status import holder
+
+    user = holder(folder)
+    if user is None or user["pid"] != os.getppid():
+        raise Stopped("The run that started this stage is gone.")
 
 
 @contextmanager

@@ -27,7 +27,8 @@ FOLDER = click.Path(path_type=Path)
 def run(recipe: str, out: Path | None, settings: tuple[str, ...], unsafe_sandbox: bool, as_json: bool) -> Answer:
     """Do a whole run, from sampling to the report.
 
-    The stages are sample, curate, train, merge, evaluate, export, report, one process each. Stopped or killed, the same command goes on where it was; a stage that is done is skipped.
+    The stages are sample, curate, train, merge, evaluate, export and report, one process each. Stopped or killed, the
+    same command goes on where it was; a stage that is done is skipped.
     """
     from ssd_lite.recipe_file import load_recipe
     from ssd_lite.stages.pipeline import prepare, run_all
@@ -121,11 +122,8 @@ def merge(folder: Path, as_json: bool) -> Answer:
 def report(folder: Path, as_json: bool) -> Answer:
     """Write DIR/report.html and the model card."""
     from ssd_lite.stages.report import report as stage
-    from ssd_lite.stages.report import table
 
-    with opened_run(folder) as opened:
-        done = stage(opened)
-        return Answer({"stage": "report", **done}, f"{table(opened)}\n\nreport: {opened.report}")
+    return _by_hand("report", folder, stage, lambda done: f"report: {folder / 'report.html'}")
 
 
 @click.command(epilog=with_example("ssd-lite status runs/quickstart"))

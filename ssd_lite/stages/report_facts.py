@@ -52,32 +52,46 @@ def times(findings: Findings) -> str:
     rows, total = [], 0.0
     for stage in STAGE_SECTIONS:
         if stage in stages and stage != "report":
-            seconds = stages[stage]["seconds"]
+            seconds = max(stages[stage]["seconds"], processes.get(stage, {}).get("seconds", 0))
             peak = processes.get(stage, {}).get("peak_rss_bytes") or findings.summary(stage).get("peak_rss_bytes")
-            rows.append([stage, duration(seconds), size(peak) if peak else "–", stages[stage]["finished"]])
+            rows.append([stage, duration(seconds), size(peak) if peak else "–", _minute(stages[stage]["finished"])])
             total += seconds
     rows.append(["all", duration(total), "", ""])
-    caption = "Seconds are those of the process that finished a stage; what a killed process did before is not in them."
+    caption = "Wall time of each stage; restarts count where `ssd-lite run` made them."
     return section("Time", table(["stage", "time", "peak memory", "finished"], rows, caption=caption))
+
+
+def _minute(stamp: str) -> str:
+    """`2026-01-31T09:05:07+0100` → `2026-01-31 09:05 +0100`."""
+    return f"{stamp[:10]} {stamp[11:16]} {stamp[19:]}"
 
 
 def settings(run: RunFolder) -> str:
     """The whole resolved recipe, key by key; what differs from a default stands out."""
     mine, defaults = _flat(run.recipe), _flat(Recipe(name=run.recipe.name, model=run.recipe.model))
     changed = {key for key in mine if mine[key] != defaults.get(key)}
-    body = "".join(
-        f'<tr{" class=" + chr(34) + "changed" + chr(34) if key in changed else ""}><th scope="row">{text(key)}</th>'
-        f'<td class="wrap">{text(_shown(value))}</td></tr>'
-        for key, value in mine.items()
+    groups: dict[str, list[str]] = {}
+    for key in mine:
+        section_name = key.partition(".")[0] if "." in key else "run"
+        groups.setdefault(section_name, []).append(_setting(key, mine[key], key in changed))
+    tables = "".join(
+        f'<table><caption>{text(name)}</caption><thead><tr><th scope="col">key</th><th scope="col">value</th></tr>'
+        f"</thead><tbody>{''.join(rows)}</tbody></table>"
+        for name, rows in groups.items()
     )
-    caption = f"{len(mine)} settings; the {len(changed)} in bold differ from their default."
+    note = f"The whole resolved recipe: {len(mine)} settings. The {len(changed)} in bold differ from their default."
+    yaml = block(dump_recipe(run.recipe), label="recipe.yaml")
     return section(
         "Every setting",
-        f'<div class="scroll"><table><caption>{text(caption)}</caption><thead><tr><th scope="col">key</th>'
-        f'<th scope="col">value</th></tr></thead><tbody>{body}</tbody></table></div>',
-        f"<details><summary>The same as recipe.yaml</summary>{block(dump_recipe(run.recipe), label='recipe.yaml')}"
-        "</details>",
+        paragraph(note),
+        f'<div class="columns">{tables}</div>',
+        f"<details><summary>The same as recipe.yaml</summary>{yaml}</details>",
     )
+
+
+def _setting(key: str, value: Any, changed: bool) -> str:
+    start = '<tr class="changed">' if changed else "<tr>"
+    return f'{start}<th scope="row">{text(key)}</th><td class="wrap">{text(_shown(value))}</td></tr>'
 
 
 def _flat(recipe: Recipe) -> dict[str, Any]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Sequence
 from html import escape
 
@@ -30,12 +31,14 @@ thead th{color:var(--soft);font-weight:600;border-bottom:2px solid var(--rule)}
 tbody th{font-weight:400}td{white-space:nowrap}td.wrap{white-space:normal;overflow-wrap:anywhere}
 .changed th,.changed td{font-weight:600}
 .plots{display:grid;grid-template-columns:repeat(auto-fit,minmax(min(100%,21rem),1fr));gap:1rem 2rem}
+.columns{columns:21rem 2;column-gap:2.5rem}.columns table{width:100%;margin:0 0 1.4rem;break-inside:avoid-column}
+.columns caption{font-weight:600}.columns th{width:65%}.columns thead{position:absolute;clip-path:inset(50%)}
 figure{margin:.6rem 0;min-width:0}svg{display:block;width:100%;max-width:33rem;height:auto}
 svg text{font:12px system-ui,sans-serif;fill:var(--soft)}
 .grid{stroke:var(--rule);stroke-width:1}.axis{stroke:var(--soft);stroke-width:1}
 .base{--c:var(--base)}.tuned{--c:var(--tuned)}
 .area{fill:var(--c);fill-opacity:.17;stroke:var(--c);stroke-width:1.6}.area.base{stroke-dasharray:5 3}
-.line{fill:none;stroke:var(--c);stroke-width:2;stroke-linejoin:round}.line.faint{stroke:var(--rule);stroke-width:1.2}
+.line{fill:none;stroke:var(--c);stroke-width:2;stroke-linejoin:round}.line.faint{stroke:var(--soft);stroke-width:1;stroke-opacity:.55}
 .dot{fill:var(--c)}.whisker{stroke:var(--c);stroke-width:2.5;stroke-linecap:round;stroke-opacity:.55}
 .key{display:inline-block;width:1.5rem;height:0;border-top:3px solid var(--c);vertical-align:middle;margin:0 .35rem 0 0}
 .key.base{border-top-style:dashed}.key+span{margin-right:1.1rem}
@@ -51,11 +54,17 @@ pre.code{white-space:pre;overflow-wrap:normal}
 .control{color:var(--loss);outline:1px dotted currentColor}
 summary{cursor:pointer;color:var(--soft);font-size:.92rem}
 :focus-visible{outline:2px solid var(--base);outline-offset:2px}
+.together{white-space:nowrap}
+@media(max-width:40rem){td{white-space:normal}body{padding:1rem .8rem 3rem}
+table{font-size:.81rem}th,td{padding-right:.45rem}.verdict p{font-size:1.25rem}}
 @media print{:root{color-scheme:light;--ink:#000;--soft:#444;--paper:#fff;--panel:#f5f5f5;--rule:#bbb;--base:#4a5bc4;
 --tuned:#c2570c;--gain:#18794e;--loss:#c62a2f;--flat:#444}body{font-size:10.5pt;padding:0;max-width:none}
 pre{max-height:none;overflow:visible;white-space:pre-wrap}pre.code{white-space:pre-wrap}h2,h3{break-after:avoid}
 figure,tr{break-inside:avoid}.scroll{overflow:visible}td{white-space:normal}}
 """
+
+# On a phone a cell breaks between a mean and its interval, never inside either.
+_INTERVAL, _TOGETHER = re.compile(r"\[[-−+\d., ]+\]|[\d.]+ %"), r'<span class="together">\g<0></span>'
 
 
 def text(value: object) -> str:
@@ -114,7 +123,8 @@ def table(head: Sequence[str], rows: Sequence[Sequence[object]], *, caption: str
 def _row(row: Sequence[object], wide: int | None) -> str:
     wrapped = ' class="wrap"'
     cells = "".join(
-        f"<td{wrapped if index == wide else ''}>{text(value)}</td>" for index, value in enumerate(row[1:], 1)
+        f"<td{wrapped if index == wide else ''}>{_INTERVAL.sub(_TOGETHER, text(value))}</td>"
+        for index, value in enumerate(row[1:], 1)
     )
     return f'<tr><th scope="row">{text(row[0])}</th>{cells}</tr>'
 

@@ -84,7 +84,7 @@ def tiers(findings: Findings) -> str:
         if tier in arm["by_difficulty"]
     }
     drawings = [
-        figure(svg_plots.intervals(_tier_rates(findings, k, counts), f"pass@{k} by difficulty"), f"pass@{k}")
+        svg_plots.intervals(_tier_rates(findings, k, counts), f"pass@{k} by difficulty", f"pass@{k} with 95 % interval")
         for k in findings.ks
     ]
     head = ["difficulty", "problems", *(f"pass@{k} {arm}" for k in findings.ks for arm in ARMS)]
@@ -171,10 +171,9 @@ def _pair(pair: Pair) -> str:
 def _column(problem_id: str, arm: str, sample: Sample, grade: Grade) -> str:
     tag = f'<span class="tag {"pass" if grade.passed else "fail"}">{text(grade.verdict.replace("_", " "))}</span>'
     end = "ended by itself" if sample.finish_reason == "stop" else "cut off at the cap"
-    detail = f" {text(grade.detail)}" if grade.detail else ""
-    facts = f"{len(sample.completion_ids):,} tokens, {end}"
+    facts = f"{len(sample.completion_ids):,} tokens, {end}" + (f" · {grade.detail}" if grade.detail else "")
     shown = block(_shown(sample.completion), label=f"{arm}, {problem_id}", code=True)
-    return f'<div><p><strong>{arm}</strong> {tag}{detail} <span class="soft">{text(facts)}</span></p>{shown}</div>'
+    return f'<div><p><strong>{arm}</strong> {tag} <span class="soft">{text(facts)}</span></p>{shown}</div>'
 
 
 def _shown(value: str) -> str:

