@@ -56,6 +56,7 @@ class RunFolder:
         self.adapter = path / "adapter"
         self.merged = path / "merged"
         self.gguf = path / "gguf"
+        self.comparison = path / "evaluations" / "comparison.json"
         self.report = path / "report.html"
 
     @classmethod

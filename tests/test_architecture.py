@@ -28,8 +28,10 @@ COMMANDS = {"cli", "command_line", "__main__"}
 MAX_FILE_LINES, MAX_FUNCTION_LINES = 250, 40
 # Named exceptions, each with its reason.
 LONG_FILES: dict[str, str] = {}
-LONG_FUNCTIONS: dict[str, str] = {
-    "ssd_lite/command_line/evaluating.py:evaluate": "half of it is the list of options",
+LONG_FUNCTIONS = {
+    "ssd_lite/engines/gguf_tokenizer.py:_tokenizer_json": "one literal, the file it writes",
+    "ssd_lite/engines/loss.py:forward": "one pass over blocks of the vocabulary; autograd wants it in one function",
+    "ssd_lite/engines/trainer.py:train_model": "the order of a training run, step after step",
 }
 FORBIDDEN_NAMES = {"utils", "util", "common", "helpers", "helper", "base", "manager"}
 
@@ -40,42 +42,33 @@ def room(path: Path) -> str:
     return first.removesuffix(".py")
 
 
+def length(function: ast.FunctionDef | ast.AsyncFunctionDef) -> int:
+    """Lines of a function without its docstring, which may be as long as it is useful, and without decorators."""
+    lines = (function.end_lineno or 0) - function.lineno + 1
+    if ast.get_docstring(function) is not None:
+        lines -= (function.body[0].end_lineno or 0) - function.body[0].lineno + 1
+    return lines
+
+
 def name_of(path: Path) -> str:
     return str(path.relative_to(ROOT))
 
 
-def imports(tree: ast.AST) -> Iterator[str]:
-    """Every module that is imported anywhere in the tree; `from ssd_lite import x` counts as ssd_lite.x."""
-    for node in ast.walk(tree):
+def imports(path: Path) -> Iterator[str]:
+    """Every module a file imports, in functions and for types too; `from ssd_lite import x` counts as ssd_lite.x."""
+    for node in ast.walk(ast.parse(path.read_text())):
         if isinstance(node, ast.Import):
             yield from (alias.name for alias in node.names)
         elif isinstance(node, ast.ImportFrom):
-            assert node.level == 0, "imports are absolute"
-            if node.module == "ssd_lite":
-                yield from (f"ssd_lite.{alias.name}" for alias in node.names)
-            else:
-                yield str(node.module)
+            above = path.relative_to(ROOT).parts[: -node.level] if node.level else ()
+            module = ".".join([*above, *([node.module] if node.module else [])])
+            yield from (f"ssd_lite.{alias.name}" for alias in node.names) if module == "ssd_lite" else (module,)
 
 
 def own_rooms(path: Path) -> set[str]:
-    """The rooms of ssd_lite that a file imports, TYPE_CHECKING and function bodies included."""
-    found = (module for module in imports(ast.parse(path.read_text())) if module.startswith("ssd_lite."))
+    """The rooms of ssd_lite that a file imports."""
+    found = (module for module in imports(path) if module.startswith("ssd_lite."))
     return {module.split(".")[1] for module in found} - {"__version__"}
-
-
-def module_level(tree: ast.Module) -> Iterator[ast.stmt]:
-    """Statements that run on import: not those inside functions, nor under TYPE_CHECKING."""
-    waiting: list[ast.stmt] = list(tree.body)
-    while waiting:
-        node = waiting.pop()
-        if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef):
-            continue
-        if isinstance(node, ast.If) and "TYPE_CHECKING" in ast.unparse(node.test):
-            waiting += node.orelse
-            continue
-        yield node
-        for field in ("body", "orelse", "finalbody", "handlers"):
-            waiting += getattr(node, field, [])
 
 
 @pytest.mark.parametrize("path", FILES, ids=name_of)
@@ -106,7 +99,7 @@ def test_foundation_does_not_go_round_in_circles() -> None:
 
 @pytest.mark.parametrize("path", [p for p in FILES if room(p) != "engines"], ids=name_of)
 def test_heavy_libraries_only_inside_engines(path: Path) -> None:
-    found = {module.split(".")[0] for module in imports(ast.parse(path.read_text()))}
+    found = {module.split(".")[0] for module in imports(path)}
     assert not found & HEAVY
 
 
@@ -162,7 +155,7 @@ def test_size_and_first_line(path: Path) -> None:
     assert len(text.splitlines()) <= MAX_FILE_LINES or name_of(path) in LONG_FILES
     for node in ast.walk(tree):
         if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef):
-            lines = (node.end_lineno or 0) - node.lineno + 1
+            lines = length(node)
             where = f"{name_of(path)}:{node.name}"
             assert lines <= MAX_FUNCTION_LINES or where in LONG_FUNCTIONS, f"{where} has {lines} lines"
 
@@ -177,7 +170,7 @@ def test_exceptions_are_still_needed() -> None:
             for n in ast.walk(ast.parse((ROOT / file).read_text()))
             if isinstance(n, ast.FunctionDef) and n.name == function
         ]
-        assert any((n.end_lineno or 0) - n.lineno + 1 > MAX_FUNCTION_LINES for n in nodes), f"{where} is short now"
+        assert any(length(node) > MAX_FUNCTION_LINES for node in nodes), f"{where} is short now"
 
 
 @pytest.mark.parametrize("path", FILES, ids=name_of)

@@ -127,6 +127,11 @@ def test_no_sandbox_is_an_error_that_says_what_to_do(monkeypatch):
         Grader("auto")
 
 
+def test_an_unknown_sandbox_is_never_an_open_one():
+    with pytest.raises(UserError, match="unknown sandbox"):
+        Grader("chroot")
+
+
 @needs_bubblewrap
 def test_canaries_notice_an_open_sandbox():
     sandbox = tiers.Sandbox("none")

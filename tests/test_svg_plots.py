@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import math
 import re
 from xml.etree import ElementTree
@@ -45,7 +46,7 @@ def test_ticks_stay_few_over_many_sizes() -> None:
 
 
 def test_bins_cover_both_series_and_shares_sum_to_one() -> None:
-    series = {"base": [0.0, 1.0, 2.0, 10.0], "tuned": [4.0, 12.0]}
+    series = {"base": [0.0, 1.5, 2.0, 10.0], "tuned": [4.0, 12.0]}
     edges = bin_edges(series, 4)
     assert edges == [0, 3, 6, 9, 12]
     assert shares(series["base"], edges) == [0.75, 0, 0, 0.25]
@@ -57,13 +58,24 @@ def test_bins_of_one_value_of_none_and_of_what_is_no_number() -> None:
     assert shares([7, 7], [6.5, 7.5]) == [1.0]
     assert bin_edges({"a": [], "b": []}) == [0, 1]
     assert shares([], [0, 1]) == [0]
-    assert bin_edges({"a": [math.nan, 1, math.inf, 3]}, 2) == [1, 2, 3]
+    assert bin_edges({"a": [0.3]}) == [-0.2, 0.8]
+    assert bin_edges({"a": [math.nan, 1, math.inf, 2.5, 3]}, 2) == [1, 2, 3]
     assert shares([math.nan, 1, 3], [1, 2, 3]) == [0.5, 0.5]
 
 
+def test_whole_numbers_get_whole_bins() -> None:
+    assert bin_edges({"a": [3], "b": [5]}, 24) == [2.5, 3.5, 4.5, 5.5]
+    edges = bin_edges({"a": list(range(1, 257))}, 24)
+    assert edges[0] == 0.5
+    assert 256 < edges[-1] < 267
+    assert {b - a for a, b in itertools.pairwise(edges)} == {11}
+    flat = shares(list(range(1, 254)), edges)[:23]
+    assert max(flat) == min(flat)  # a flat law looks flat
+
+
 def test_a_histogram_fills_its_frame() -> None:
-    """Two bins of one and three quarters: the higher one touches the top, the lower one a third of it."""
-    drawing = histogram({"base": [0, 1, 1, 1]}, "t", "x")
+    """A first bin of one quarter and a last of three: the higher one touches the top, the lower one a third of it."""
+    drawing = histogram({"base": [0, 0.7, 0.7, 0.7]}, "t", "x")
     heights = [float(y) for y in re.findall(r"V([\d.]+)H", drawing)]
     floor, top = max(heights), min(heights)
     assert top == 12

@@ -77,7 +77,7 @@ class Grader:
 
     `sandbox` "auto" takes bubblewrap where its canaries hold, then Landlock, then raises UserError; "none" only when
     asked for by name. `workers` defaults to the cores this process may use; `limits` to `Limits()`, a problem's own
-    rule.
+    rule. Use it from a thread that lives as long as it does: the sandboxes end with the thread that started them.
     """
 
     def __init__(self, sandbox: Choice = "auto", workers: int | None = None, limits: Limits | None = None) -> None:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import os
 import signal
-from typing import Literal
+from typing import Literal, get_args
 
 from ssd_lite import errors
 from ssd_lite.errors import UserError
@@ -42,6 +42,10 @@ def choose_tier(choice: Choice) -> tuple[Tier, Sandbox, dict[str, str]]:
 
     Raises UserError where none holds.
     """
+    if choice not in get_args(Choice):
+        raise UserError(
+            f"unknown sandbox {choice!r}.", where="--sandbox", next_step=f"Use {', '.join(get_args(Choice))}."
+        )
     refused: dict[str, str] = {}
     tiers: tuple[Tier, ...] = ("bubblewrap", "landlock") if choice == "auto" else (choice,)
     for tier in tiers:

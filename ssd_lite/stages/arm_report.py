@@ -109,7 +109,7 @@ def _verdict(k: int, difference: Mapping[str, float], power: float | None, probl
         return "gain", f"Gain: pass@{k} rose by {mean:.1f} points {interval} over {problems} problems."
     if high < 0:
         return "loss", f"Loss: pass@{k} fell by {-mean:.1f} points {interval} over {problems} problems."
-    could = f"; this set could show {100 * power:.1f} points" if power is not None else ""
+    could = f"; the smallest difference this set could show is about {100 * power:.1f}" if power is not None else ""
     return (
         "no difference shown",
         f"No difference shown: pass@{k} {mean:+.1f} points {interval} over {problems} problems{could}.",

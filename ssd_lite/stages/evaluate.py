@@ -22,8 +22,6 @@ from ssd_lite.stages.arm import Arm, describe
 from ssd_lite.stages.arm_report import compare
 from ssd_lite.stages.grade import check_golden
 
-COMPARISON = "comparison.json"
-
 
 def evaluate(run: RunFolder) -> dict[str, Any]:
     """Evaluate both arms and write evaluations/ARM/report.json and evaluations/comparison.json; skips what is done."""
@@ -43,7 +41,7 @@ def evaluate(run: RunFolder) -> dict[str, Any]:
             arm = Arm(run.arm(name), problems, how, settings.k, settings.block)
             reports[name] = arm.evaluate(grader, describe(chosen, problems, golden), _model_name(run, name))
     comparison = compare(reports["base"], reports["tuned"], settings.seed)
-    write_json(run.path / "evaluations" / COMPARISON, comparison)
+    write_json(run.comparison, comparison)
     summary = {
         "verdict": comparison["verdict"],
         "sentence": comparison["sentence"],

@@ -38,7 +38,7 @@ def curating(findings: Findings) -> str:
     rows.append(["trained on", f"{summary['rows']:,}", _of(summary["rows"], samples)])
     caption = f"{summary['trained_tokens']:,} tokens trained; each sample under the first reason that holds."
     note = "Nothing looked at correctness: right and wrong programs were trained on alike."
-    return section("What was trained on", paragraph(note), table(["", "samples", "share"], rows, caption=caption))
+    return section("What was trained on", paragraph(note), table(["step", "samples", "share"], rows, caption=caption))
 
 
 def _of(count: int, whole: int) -> str:
@@ -57,7 +57,7 @@ def times(findings: Findings) -> str:
             rows.append([stage, duration(seconds), size(peak) if peak else "–", _minute(stages[stage]["finished"])])
             total += seconds
     rows.append(["all", duration(total), "", ""])
-    caption = "Wall time of each stage; restarts count where `ssd-lite run` made them."
+    caption = "Wall time of each stage; the restarts of a whole run are in it."
     return section("Time", table(["stage", "time", "peak memory", "finished"], rows, caption=caption))
 
 
@@ -137,7 +137,7 @@ def grading(findings: Findings) -> str:
     rows.append(["problems whose check is weak", f"{len(weak)}" + (f": {', '.join(weak[:10])}" if weak else "")])
     if problems.get("golden"):
         rows.append(["golden solutions", problems["golden"]])
-    return section("Grader", table(["", ""], rows, caption="How the programs were run and judged.", wide=1))
+    return section("Grader", table(["fact", "value"], rows, caption="How the programs were run and judged.", wide=1))
 
 
 def commands(run: RunFolder) -> str:
@@ -149,7 +149,7 @@ def commands(run: RunFolder) -> str:
         "Repeat it",
         paragraph("From the folder that holds this run:"),
         block(f"ssd-lite run {name}/recipe.yaml --out {again}", label="Command for the whole run", code=True),
-        paragraph("Stage by stage, in a run folder that `run` has made; a stage that is done is skipped:"),
+        paragraph("Stage by stage, in a run folder that run has made; a stage that is done is skipped:"),
         block(stages, label="Commands for each stage", code=True),
     )
 
@@ -175,4 +175,4 @@ def versions(run: RunFolder, findings: Findings) -> str:
         if problems:
             rows.append([f"{label}: {problems['name']}", f"{problems['count']} problems, SHA-256 {problems['sha256']}"])
     rows.append(["run made", findings.manifest.get("created", "–")])
-    return section("Versions and hashes", table(["", ""], rows, caption="What the result stands on.", wide=1))
+    return section("Versions and hashes", table(["fact", "value"], rows, caption="What the result stands on.", wide=1))

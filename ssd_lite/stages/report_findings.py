@@ -65,7 +65,7 @@ def read_numbers(run: RunFolder) -> Findings:
     """The numbers alone, without steps and samples. Raises UserError where evaluating is not done or a file is bad."""
     run.require("evaluate")
     arms = {name: _read_json(run.arm(name).report, run) for name in ARMS}
-    comparison = _read_json(run.path / "evaluations" / "comparison.json", run)
+    comparison = _read_json(run.comparison, run)
     return Findings(arms, comparison, run.manifest(), [], [])
 
 

@@ -31,7 +31,7 @@ thead th{color:var(--soft);font-weight:600;border-bottom:2px solid var(--rule)}
 tbody th{font-weight:400}td{white-space:nowrap}td.wrap{white-space:normal;overflow-wrap:anywhere}
 .changed th,.changed td{font-weight:600}
 .plots{display:grid;grid-template-columns:repeat(auto-fit,minmax(min(100%,21rem),1fr));gap:1rem 2rem}
-.columns{columns:21rem 2;column-gap:2.5rem}.columns table{width:100%;margin:0 0 1.4rem;break-inside:avoid-column}
+.columns{columns:21rem 2;column-gap:2.5rem}.columns table{width:100%;margin:0 0 1.4rem}.columns tr{break-inside:avoid}
 .columns caption{font-weight:600}.columns th{width:65%}.columns thead{position:absolute;clip-path:inset(50%)}
 figure{margin:.6rem 0;min-width:0}svg{display:block;width:100%;max-width:33rem;height:auto}
 svg text{font:12px system-ui,sans-serif;fill:var(--soft)}
@@ -60,7 +60,8 @@ table{font-size:.81rem}th,td{padding-right:.45rem}.verdict p{font-size:1.25rem}}
 @media print{:root{color-scheme:light;--ink:#000;--soft:#444;--paper:#fff;--panel:#f5f5f5;--rule:#bbb;--base:#4a5bc4;
 --tuned:#c2570c;--gain:#18794e;--loss:#c62a2f;--flat:#444}body{font-size:10.5pt;padding:0;max-width:none}
 pre{max-height:none;overflow:visible;white-space:pre-wrap}pre.code{white-space:pre-wrap}h2,h3{break-after:avoid}
-figure,tr{break-inside:avoid}.scroll{overflow:visible}td{white-space:normal}}
+.pair{grid-template-columns:1fr 1fr}caption{break-after:avoid}figure,tr{break-inside:avoid}
+.scroll{overflow:visible}td{white-space:normal}}
 """
 
 # On a phone a cell breaks between a mean and its interval, never inside either.

@@ -67,7 +67,7 @@ def figures(findings: Findings) -> str:
     ]
     return section(
         "Base against tuned",
-        table(["", "base", "tuned", "difference"], [*rows, decoding], caption=caption),
+        table(["figure", "base", "tuned", "difference"], [*rows, decoding], caption=caption),
         "<h3>Verdicts of the grader</h3>" if verdicts else "",
         table(["verdict", "base", "tuned"], verdicts, caption="Samples under each verdict."),
     )
@@ -129,6 +129,8 @@ def spread(findings: Findings) -> str:
     """Histograms of lengths and entropies, both arms over each other."""
     lengths = {arm: findings.arms[arm]["lengths"] for arm in ARMS}
     entropies = {arm: findings.arms[arm]["entropies"] for arm in ARMS}
+    caps = sorted({findings.arms[arm]["settings"]["max_new_tokens"] for arm in ARMS})
+    cap = " and ".join(f"{tokens:,}" for tokens in caps) + " tokens"
     mean = {arm: sum(values) / max(1, len(values)) for arm, values in entropies.items()}
     return section(
         "Length and entropy",
@@ -136,7 +138,7 @@ def spread(findings: Findings) -> str:
         '<div class="plots">',
         figure(
             svg_plots.histogram(lengths, "Length of the completions, base and tuned", "tokens in a completion"),
-            "Length of the evaluated completions. A peak at the right end is the token cap.",
+            f"Length of the evaluated completions. Those cut off stand at {cap}.",
         ),
         figure(
             svg_plots.histogram(entropies, "Mean entropy of the completions, base and tuned", "mean entropy in nats"),

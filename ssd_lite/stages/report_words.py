@@ -79,9 +79,8 @@ def set_line(arm: Mapping[str, Any]) -> str:
     problems = arm["problems"]
     note = f" ({problems['note']})" if problems.get("note") else ""
     cap = arm["settings"]["max_new_tokens"]
-    return (
-        f"Set {problems['name']}{note}: {problems['count']} problems, {arm['n']} samples each, at most {cap:,} tokens"
-    )
+    each = "one sample" if arm["n"] == 1 else f"{arm['n']} samples"
+    return f"Set {problems['name']}{note}: {problems['count']} problems, {each} each, at most {cap:,} tokens"
 
 
 def caveats(findings: Findings, *, null_arm: bool) -> list[str]:

@@ -56,7 +56,7 @@ def has_files(run: RunFolder, stage: Stage) -> bool:
         case "merge":
             return is_whole(run.merged)
         case "evaluate":
-            return (run.path / "evaluations" / "comparison.json").is_file()
+            return run.comparison.is_file()
         case "export":
             files = run.manifest().get("stages", {}).get("export", {}).get("summary", {}).get("files", [])
             return all((run.path / file["path"]).is_file() for file in files)

@@ -50,11 +50,17 @@ def ticks(low: float, high: float, about: int = 5) -> list[float]:
 
 
 def bin_edges(series: Mapping[str, Sequence[float]], count: int = 24) -> list[float]:
-    """count + 1 edges at even distances over all finite values of all series; a single value gets a bin of its own."""
+    """Edges at even distances over all finite values of all series, for at most `count` bins.
+
+    Whole numbers get bins of a whole width around them, or the same law would look ragged; a single value gets one bin.
+    """
     values = [value for one in series.values() for value in one if math.isfinite(value)]
     if not values:
         return [0.0, 1.0]
     low, high = min(values), max(values)
+    if all(value == int(value) for value in values):
+        width = math.ceil((high - low + 1) / count)
+        return [low - 0.5 + width * index for index in range(math.ceil((high - low + 1) / width) + 1)]
     if low == high:
         return [low - 0.5, high + 0.5]
     return [low + (high - low) * index / count for index in range(count + 1)]

@@ -121,6 +121,7 @@ class Supervisor:
         """Wait for the child; kill it when a case takes more than its share. Returns wait status, CPU seconds, why."""
         handle = os.pidfd_open(pid)
         self.poller.register(handle, select.POLLIN)
+        _PROGRESS.pack_into(self.page, page, 0)  # the program before it could still write here
         case, case_cpu, case_wall, why = 0, 0.0, time.monotonic(), ENDED
         clock = (~pid << 3) | 2  # Linux: the CPU clock of another process (CPUCLOCK_SCHED)
         while True:

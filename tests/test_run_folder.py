@@ -1,0 +1,159 @@
+"""A run folder belongs to one recipe and remembers what is done; every refusal names what differs."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+
+from ssd_lite.errors import UserError
+from ssd_lite.recipe import Recipe
+from ssd_lite.recipe_file import load_recipe
+from ssd_lite.run_folder import STAGE_SECTIONS, RunFolder
+
+SECTIONS = [name for name in Recipe.model_fields if name not in ("name", "description", "threads")]
+
+
+def recipe(*settings: str) -> Recipe:
+    return load_recipe("quickstart", settings)
+
+
+def edit(run: RunFolder, old: str, new: str) -> None:
+    file = run.path / "recipe.yaml"
+    text = file.read_text(encoding="utf-8")
+    assert old in text
+    file.write_text(text.replace(old, new), encoding="utf-8")
+
+
+def test_a_new_run_holds_its_whole_recipe_and_a_manifest(tmp_path: Path) -> None:
+    run = RunFolder.create(tmp_path / "runs" / "a", recipe("train.learning_rate=3e-5"))
+    assert RunFolder.open(run.path).recipe == run.recipe
+    assert run.recipe.train.learning_rate == 3e-5
+    manifest = json.loads(run.manifest_file.read_text())
+    assert (manifest["format"], manifest["stages"]) == (1, {})
+
+
+def test_the_same_recipe_opens_the_same_run(tmp_path: Path) -> None:
+    run = RunFolder.create(tmp_path / "a", recipe())
+    run.finish("sample", {"samples": 3}, 1.0)
+    assert RunFolder.create(tmp_path / "a", recipe()).done("sample") == {"samples": 3}
+
+
+def test_another_description_is_no_other_recipe(tmp_path: Path) -> None:
+    RunFolder.create(tmp_path / "a", recipe())
+    RunFolder.create(tmp_path / "a", recipe("description=other words"))
+
+
+def test_another_recipe_is_refused_naming_each_key(tmp_path: Path) -> None:
+    RunFolder.create(tmp_path / "a", recipe("sample.seed=1"))
+    with pytest.raises(UserError) as caught:
+        RunFolder.create(tmp_path / "a", recipe("sample.seed=2", "evaluate.tuned.temperature=0.9"))
+    assert "sample.seed: 1 → 2" in caught.value.what
+    assert "evaluate.tuned.temperature: 0.6 → 0.9" in caught.value.what
+    assert "--out" in caught.value.next_step
+
+
+def test_a_folder_with_other_things_in_it_is_not_taken(tmp_path: Path) -> None:
+    (tmp_path / "thesis.txt").write_text("keep")
+    with pytest.raises(UserError, match="no run folder"):
+        RunFolder.create(tmp_path, recipe())
+    with pytest.raises(UserError, match="no run folder"):
+        RunFolder.create(tmp_path / "thesis.txt", recipe())
+    assert [path.name for path in tmp_path.iterdir()] == ["thesis.txt"]
+
+
+def test_a_place_that_cannot_be_written_is_named(tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("")
+    with pytest.raises(UserError, match="cannot be written") as caught:
+        RunFolder.create(tmp_path / "file" / "run", recipe())
+    assert str(tmp_path / "file" / "run") in caught.value.where
+
+
+def test_a_folder_without_a_recipe_is_no_run(tmp_path: Path) -> None:
+    with pytest.raises(UserError, match=r"no recipe\.yaml"):
+        RunFolder.open(tmp_path)
+
+
+def test_a_run_of_a_newer_format_is_refused(tmp_path: Path) -> None:
+    run = RunFolder.create(tmp_path / "a", recipe())
+    run.note("format", 2)
+    with pytest.raises(UserError, match="format 2, this program reads 1"):
+        RunFolder.open(run.path)
+
+
+def test_a_damaged_manifest_is_named(tmp_path: Path) -> None:
+    run = RunFolder.create(tmp_path / "a", recipe())
+    run.manifest_file.write_text('{"stages": ')
+    with pytest.raises(UserError) as caught:
+        run.manifest()
+    assert caught.value.where == str(run.manifest_file)
+
+
+def test_a_stage_is_done_with_what_it_counted(tmp_path: Path) -> None:
+    run = RunFolder.create(tmp_path / "a", recipe())
+    assert run.done("sample") is None
+    run.finish("sample", {"samples": 3}, 1.234)
+    assert RunFolder.open(run.path).require("sample") == {"samples": 3}
+    assert run.manifest()["stages"]["sample"]["seconds"] == 1.23
+
+
+def test_a_stage_that_is_needed_first_is_named_with_its_command(tmp_path: Path) -> None:
+    run = RunFolder.create(tmp_path / "a", recipe())
+    with pytest.raises(UserError) as caught:
+        run.require("sample")
+    assert f"ssd-lite sample {run.path}" in caught.value.next_step
+
+
+def test_a_setting_edited_after_its_stage_is_refused(tmp_path: Path) -> None:
+    run = RunFolder.create(tmp_path / "a", recipe())
+    run.finish("sample", {"samples": 3}, 1.0)
+    edit(run, "temperature: 1.1", "temperature: 1.2")
+    with pytest.raises(UserError) as caught:
+        RunFolder.open(run.path).done("sample")
+    assert "sample" in caught.value.what
+    assert caught.value.next_step
+
+
+def test_a_setting_of_a_later_stage_may_still_be_edited(tmp_path: Path) -> None:
+    run = RunFolder.create(tmp_path / "a", recipe())
+    run.finish("sample", {"samples": 3}, 1.0)
+    edit(run, "learning_rate: 0.0001", "learning_rate: 0.0002")
+    assert RunFolder.open(run.path).done("sample") == {"samples": 3}
+
+
+@pytest.mark.parametrize("line", [("description:", "description: other #"), ("threads: null", "threads: 2")])
+def test_what_no_result_depends_on_may_be_edited(tmp_path: Path, line: tuple[str, str]) -> None:
+    run = RunFolder.create(tmp_path / "a", recipe())
+    run.finish("report", {}, 1.0)
+    edit(run, *line)
+    assert RunFolder.open(run.path).done("report") == {}
+
+
+def test_each_stage_stands_on_its_section_and_all_before_it() -> None:
+    assert list(STAGE_SECTIONS["report"]) == SECTIONS
+    before: tuple[str, ...] = ()
+    for stage, sections in STAGE_SECTIONS.items():
+        assert sections[-1] == stage
+        assert sections[: len(before)] == before
+        before = sections
+
+
+def test_notes_arms_and_the_log(tmp_path: Path) -> None:
+    run = RunFolder.create(tmp_path / "a", recipe())
+    run.note("model", {"name": "m"})
+    run.log("first")
+    run.log("second\u00e9")
+    assert RunFolder.open(run.path).manifest()["model"] == {"name": "m"}
+    lines = run.log_file.read_text(encoding="utf-8").splitlines()
+    assert [line.split("] ")[1] for line in lines] == ["first", "second\u00e9"]
+    arm = run.arm("base")
+    assert arm.samples == run.path / "evaluations" / "base" / "samples.jsonl"
+    assert arm.path.is_dir()
+
+
+def test_a_moved_run_is_the_same_run(tmp_path: Path) -> None:
+    run = RunFolder.create(tmp_path / "a", recipe())
+    run.finish("sample", {"samples": 3}, 1.0)
+    run.path.rename(tmp_path / "b")
+    assert RunFolder.create(tmp_path / "b", recipe()).done("sample") == {"samples": 3}
