@@ -8,7 +8,7 @@ from typing import Any
 import click
 
 from ssd_lite.command_line.answers import Answer, answers_json, with_example
-from ssd_lite.command_line.process import opened_run, prepare_process
+from ssd_lite.command_line.process import let_threads_sleep, opened_run, prepare_process
 from ssd_lite.errors import UserError
 
 PATH = click.Path(path_type=Path)
@@ -76,4 +76,5 @@ def chat(target: str, prompt: str | None, as_json: bool, **options: Any) -> Answ
 
     if as_json and prompt is None:
         raise UserError("needs --prompt.", where="--json", next_step="Add --prompt TEXT.")
+    let_threads_sleep()
     return Answer({"reply": talk(target, ChatOptions(prompt=prompt, **options))})

@@ -18,16 +18,21 @@ if TYPE_CHECKING:
 
 
 def prepare_process() -> None:
-    """From here SIGTERM and Ctrl-C finish the work in hand; idle OpenMP threads sleep.
-
-    Without a CUDA card and with a second core busy, llama.cpp at 2 threads made 11 tok/s with spinning threads and 53
-    with sleeping ones. Must come before the first heavy import.
-    """
+    """From here SIGTERM and Ctrl-C finish the work in hand; idle OpenMP threads sleep."""
     from ssd_lite.interrupt import listen
 
+    let_threads_sleep()
+    listen()
+
+
+def let_threads_sleep() -> None:
+    """Without a CUDA card idle OpenMP threads sleep, unless the user says otherwise.
+
+    With a second core busy, llama.cpp at 2 threads made 11 tok/s with spinning threads and 53 with sleeping ones. Must
+    come before the first heavy import.
+    """
     if not any(Path("/dev").glob("nvidia[0-9]*")):
         os.environ.setdefault("OMP_WAIT_POLICY", "passive")
-    listen()
 
 
 @contextmanager

@@ -8,7 +8,7 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -80,12 +80,14 @@ def run_all(run: RunFolder, *, say: Callable[[str], None], stdout: int | None = 
     UserError where a stage found something to mend, StageFailed for a stage that broke.
     """
     ran: dict[str, float] = {}
-    with run_lock(run.path) as lock:
+    with run_lock(run.path) as lock, stop_signals() as asked:
         for number, stage in enumerate(ORDER, start=1):
             if is_done(run, stage):
                 continue
+            if asked:
+                raise Stopped(f"The run stopped before the stage {stage!r}.")
             say(f"[{number}/{len(ORDER)}] {stage}")
-            ended = run_stage(run, stage, lock, stdout)
+            ended = run_stage(run, stage, lock, stdout, asked)
             _remember(run, stage, ended)
             _check(run, stage, ended)
             ran[stage] = round(ended.seconds, 1)
@@ -102,8 +104,8 @@ def run_all(run: RunFolder, *, say: Callable[[str], None], stdout: int | None = 
     }
 
 
-def run_stage(run: RunFolder, stage: Stage, lock: int, stdout: int | None) -> Ended:
-    """Run one stage in its own process under our lock; SIGTERM and SIGINT are passed on to it."""
+def run_stage(run: RunFolder, stage: Stage, lock: int, stdout: int | None, asked: Sequence[float]) -> Ended:
+    """Run one stage in its own process under our lock; the stop signals that `asked` collects are passed on to it."""
     started = time.monotonic()
     child = subprocess.Popen(
         [sys.executable, "-m", "ssd_lite", stage, str(run.path)],
@@ -111,24 +113,23 @@ def run_stage(run: RunFolder, stage: Stage, lock: int, stdout: int | None) -> En
         pass_fds=(lock,),
         stdout=stdout,
     )
-    with _signals() as asked:
-        passed_on = 0
-        while True:
-            pid, status, usage = os.wait4(child.pid, os.WNOHANG)
-            if pid:
-                break
-            if len(asked) > passed_on and time.monotonic() - asked[passed_on] > PASS_ON_AFTER_S:
-                passed_on = len(asked)
-                child.send_signal(signal.SIGTERM)
-            time.sleep(POLL_S)
-        child.returncode = os.waitstatus_to_exitcode(status)
-        peak = usage.ru_maxrss * (1 if sys.platform == "darwin" else 1024)
-        return Ended(child.returncode, time.monotonic() - started, peak, bool(asked))
+    passed_on = 0
+    while True:
+        pid, status, usage = os.wait4(child.pid, os.WNOHANG)
+        if pid:
+            break
+        if len(asked) > passed_on and time.monotonic() - asked[passed_on] > PASS_ON_AFTER_S:
+            passed_on = len(asked)
+            child.send_signal(signal.SIGTERM)
+        time.sleep(POLL_S)
+    child.returncode = os.waitstatus_to_exitcode(status)
+    peak = usage.ru_maxrss * (1 if sys.platform == "darwin" else 1024)
+    return Ended(child.returncode, time.monotonic() - started, peak, bool(asked))
 
 
 @contextmanager
-def _signals() -> Iterator[list[float]]:
-    """Collect the times at which SIGTERM or SIGINT came; the old handlers come back at the end."""
+def stop_signals() -> Iterator[list[float]]:
+    """Collect the times (monotonic seconds) of SIGTERM and SIGINT; the old handlers come back at the end."""
     asked: list[float] = []
 
     def note(number: int, frame: FrameType | None) -> None:
