@@ -1,4 +1,4 @@
-"""A run killed with SIGKILL while it samples, trains and evaluates goes on; finished work is neither lost nor repeated."""
+"""A run killed with SIGKILL while it samples, trains and evaluates goes on; no finished work is lost or repeated."""
 
 from __future__ import annotations
 
@@ -37,7 +37,7 @@ train:
   lora_r: 4
   lora_target_modules: [q_proj, v_proj]
 evaluate: {{n: {N}, k: [1], max_new_tokens: 24, batch_size: 1}}
-export: {{types: []}}
+export: {{types: [q8_0]}}
 report: {{pairs: 1}}
 """
 
@@ -65,7 +65,7 @@ def kill_at(recipe: Path, folder: Path, journal: Path, lines: int, log: Path) ->
     finally:
         # The session is ours: started above, with the run as its leader.
         os.killpg(process.pid, signal.SIGKILL)
-        assert process.wait() in (-signal.SIGKILL, *range(256))
+        process.wait()
     return whole_lines(journal)
 
 

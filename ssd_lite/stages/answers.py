@@ -34,6 +34,7 @@ class Answering:
     seed: int
     batch_size: int
     threads: int | None
+    gguf_type: str | None = None
 
 
 def sample_key(record: Record) -> tuple[str, int]:
@@ -59,13 +60,17 @@ def answer(problems: Sequence[Problem], how: Answering, journal_file: Path, labe
             sampler = open_sampler(how.engine, how.weights, options)
             total = len(problems) * how.n
             with Progress(total, "samples", label, start=total - len(requests)) as progress:
-                completions = sampler.sample(requests, how.settings, lambda n: progress.advance(0, tokens=n))
-                for completion in completions:
+
+                def count(tokens: int) -> None:
+                    progress.advance(0, tokens=tokens)
+                    # Asked at every step: a completion may take minutes, a notice to stop gives seconds.
+                    if stop_requested():
+                        raise Stopped(f"{label} stopped after {len(journal)} of {total} samples.")
+
+                for completion in sampler.sample(requests, how.settings, count):
                     journal.append([to_json(_sample(completion, how, tokenizer))])
                     made += len(completion.ids)
                     progress.advance()
-                    if stop_requested():
-                        raise Stopped(f"{label} stopped after {len(journal)} of {total} samples.")
             sampler.close()
         tokens = sum(len(record["completion_ids"]) for record in journal.records)
         seconds = time.monotonic() - started

@@ -49,7 +49,7 @@ class Arm:
             "model": model,
             "model_sha256": self.how.model_hash,
             "engine": self.how.engine,
-            "gguf_type": self.how.weights.stem.rpartition("-")[2] if self.how.engine == "llama_cpp" else None,
+            "gguf_type": self.how.gguf_type,
             "settings": {
                 "temperature": settings.temperature,
                 "top_k": settings.top_k,

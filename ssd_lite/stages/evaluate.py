@@ -91,6 +91,7 @@ def _answering(run: RunFolder, arm: str, decoding: Decoding) -> Answering:
         seed=settings.seed,
         batch_size=settings.batch_size,
         threads=run.recipe.threads,
+        gguf_type=run.recipe.model.gguf_type if engine == "llama_cpp" else None,
     )
 
 
@@ -139,6 +140,7 @@ def evaluate_model(wanted: StandAlone) -> dict[str, Any]:
         seed=wanted.seed,
         batch_size=wanted.batch_size,
         threads=wanted.threads,
+        gguf_type=None if engine == "hf" else "as in the file" if source.gguf else wanted.gguf_type,
     )
     _remember(wanted, how)
     with Grader(wanted.sandbox) as grader:

@@ -65,6 +65,7 @@ def _answering(run: RunFolder) -> Answering:
         seed=recipe.sample.seed,
         batch_size=recipe.sample.batch_size,
         threads=recipe.threads,
+        gguf_type=recipe.model.gguf_type if engine == "llama_cpp" else None,
     )
 
 
