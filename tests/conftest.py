@@ -57,9 +57,24 @@ def pytest_runtest_makereport(
 ) -> Generator[None, pytest.TestReport, pytest.TestReport]:
     """With SSD_LITE_NO_SKIPS=1 a skipped test fails, unless its reason is an allowed one."""
     report = yield
-    if os.environ.get("SSD_LITE_NO_SKIPS") != "1" or not report.skipped or hasattr(report, "wasxfail"):
-        return report
+    if not hasattr(report, "wasxfail"):
+        _fail_if_skipped(report)
+    return report
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_make_collect_report(
+    collector: pytest.Collector,
+) -> Generator[None, pytest.CollectReport, pytest.CollectReport]:
+    """The same for a file that skips all its tests."""
+    report = yield
+    _fail_if_skipped(report)
+    return report
+
+
+def _fail_if_skipped(report: pytest.TestReport | pytest.CollectReport) -> None:
+    if os.environ.get("SSD_LITE_NO_SKIPS") != "1" or not report.skipped:
+        return
     reason = str(report.longrepr[2] if isinstance(report.longrepr, tuple) else report.longrepr)
     if not any(allowed in reason for allowed in ALLOWED_SKIPS):
         report.outcome, report.longrepr = "failed", f"skipped in a place where no test may be: {reason}"
-    return report

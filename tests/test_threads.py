@@ -46,7 +46,7 @@ def test_the_fastest_is_taken(speed: dict[int, float], best: int) -> None:
 @pytest.mark.usefixtures("four_cores")
 def test_one_noisy_step_does_not_decide() -> None:
     tuner = ThreadTuner(lambda _: None)
-    run(tuner, {1: 100, 2: 200, 4: 390}, 9, noise=lambda number: 1.25 if number == 7 else 1.0)
+    run(tuner, {1: 100, 2: 200, 4: 220}, 9, noise=lambda number: 1.25 if number == 8 else 1.0)
     assert tuner.threads == 4
 
 

@@ -126,6 +126,42 @@ def test_a_template_may_stand_in_the_config_alone_or_among_others(folder: Path) 
     assert ChatTokenizer.load(folder).render(CONVERSATIONS["user"]) == wanted
 
 
+TEMPLATE = """{%- for message in messages %}
+    {% if message.role == "system" %}
+        {% continue %}
+    {% endif %}
+  {{ message.content | tojson }}
+    {# a remark #}
+{% endfor %}
+{% if add_generation_prompt %}
+ answer: {% endif %}"""
+
+
+def test_white_space_and_loop_words_of_a_template_mean_what_they_mean_to_transformers(folder: Path, theirs) -> None:
+    (folder / "chat_template.jinja").write_text(TEMPLATE)
+    messages = [*CONVERSATIONS["system"], *CONVERSATIONS["unicode"]]
+    wanted = theirs.apply_chat_template(messages, chat_template=TEMPLATE, tokenize=False, add_generation_prompt=True)
+    assert ChatTokenizer.load(folder).render(messages)[0] == wanted
+
+
+def test_a_tokenizer_that_adds_a_start_token_adds_none_to_a_rendered_text(folder: Path) -> None:
+    """The template has put it there already, where there is one."""
+    wanted = ChatTokenizer.load(folder).encode("a b")
+    value = json.loads((folder / "tokenizer.json").read_text(encoding="utf-8"))
+    token = value["added_tokens"][0]
+    piece = {"SpecialToken": {"id": token["content"], "type_id": 0}}
+    value["post_processor"] = {
+        "type": "TemplateProcessing",
+        "single": [piece, {"Sequence": {"id": "A", "type_id": 0}}],
+        "pair": [{"Sequence": {"id": "A", "type_id": 0}}, {"Sequence": {"id": "B", "type_id": 1}}],
+        "special_tokens": {
+            token["content"]: {"id": token["content"], "ids": [token["id"]], "tokens": [token["content"]]}
+        },
+    }
+    (folder / "tokenizer.json").write_text(json.dumps(value), encoding="utf-8")
+    assert ChatTokenizer.load(folder).encode("a b") == wanted
+
+
 def test_variables_reach_the_template(folder: Path) -> None:
     (folder / "chat_template.jinja").write_text("{% if thinking is defined %}{{ thinking }}{% else %}unset{% endif %}")
     tokenizer = ChatTokenizer.load(folder)
