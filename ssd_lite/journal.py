@@ -47,7 +47,7 @@ class Journal:
         self._keys: set[Hashable] = set()
         good_end = self._read() if path.exists() else 0
         try:
-            self._file = path.open("ab")
+            self._file = path.open("ab", buffering=0)
         except OSError as error:
             raise UserError(f"cannot be written: {error.strerror}.", where=str(path)) from error
         if self.cut_bytes:
@@ -81,16 +81,29 @@ class Journal:
 
     def append(self, records: Iterable[Record]) -> None:
         """Write records durably. Raises KeyError for a key that is already there."""
-        new = [dict(record) for record in records]
-        for record in new:
+        new: dict[Hashable, dict[str, Any]] = {}
+        for record in records:
             key = self._key(record)
-            if key in self._keys:
+            if key in self._keys or key in new:
                 raise KeyError(f"{self.path.name} has a record for {key!r} already")
-            self._keys.add(key)
-        self._file.write(b"".join(map(encode_line, new)))
-        self._file.flush()
-        os.fsync(self._file.fileno())
-        self.records.extend(new)
+            new[key] = dict(record)
+        self._write(b"".join(map(encode_line, new.values())))
+        self._keys.update(new)
+        self.records.extend(new.values())
+
+    def _write(self, data: bytes) -> None:
+        end = os.fstat(self._file.fileno()).st_size
+        try:
+            while data:
+                data = data[self._file.write(data) :]
+            os.fsync(self._file.fileno())
+        except OSError as error:
+            self._file.truncate(end)
+            raise UserError(
+                f"cannot be written: {error.strerror}; what stood there is kept.",
+                where=str(self.path),
+                next_step="Make room on the disk and run the same command again.",
+            ) from error
 
     def close(self) -> None:
         """Close the file. The records stay readable."""

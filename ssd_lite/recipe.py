@@ -164,7 +164,7 @@ class Evaluate(Section):
     """auto: hf on a CUDA card, llama_cpp without one."""
     n: Positive = 10
     """Completions a problem."""
-    k: list[Positive] = [1, 5]
+    k: Annotated[list[Positive], Field(min_length=1)] = [1, 5]
     """pass@k for these k; each at most n."""
     base: Decoding = Decoding(temperature=0.7)
     """Decoding of the base model."""
@@ -191,7 +191,7 @@ class Evaluate(Section):
 class Export(Section):
     """GGUF files of the merged model."""
 
-    types: list[GgufType] = ["q8_0", "q4_k_m"]
+    types: Annotated[list[GgufType], Field(min_length=1)] = ["q8_0", "q4_k_m"]
     """One file each, from the merged weights; quantised by llama.cpp."""
 
 

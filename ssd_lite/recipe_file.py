@@ -47,6 +47,13 @@ def _mapping(loader: _StrictLoader, node: yaml.MappingNode) -> dict[Any, Any]:
 _StrictLoader.add_constructor(yaml.resolver.BaseResolver.DEFAULT_MAPPING_TAG, _mapping)
 
 
+class _StrictDumper(yaml.SafeDumper):
+    """Quotes text that YAML 1.1 or the loader above would read as a number: a short commit 1234e56."""
+
+
+_StrictDumper.add_implicit_resolver("tag:yaml.org,2002:float", _FLOAT, list("-+0123456789."))
+
+
 def _parse(text: str, where: str) -> Any:
     try:
         return yaml.load(text, Loader=_StrictLoader)
@@ -88,7 +95,7 @@ def load_recipe(name_or_file: str, settings: Sequence[str] = ()) -> Recipe:
     value = _parse(text, where)
     if not isinstance(value, dict):
         raise UserError("a recipe is a mapping of sections (model: …, sample: …).", where=where)
-    value.setdefault("name", Path(name_or_file).stem)
+    value.setdefault("name", name_or_file if name_or_file in packaged else Path(name_or_file).stem)
     for setting in settings:
         _override(value, setting)
     return validate(value, where)
@@ -155,7 +162,8 @@ def _did_you_mean(word: str, known: Iterable[str]) -> str:
 
 def dump_recipe(recipe: Recipe) -> str:
     """The whole resolved recipe as YAML; `load_recipe` reads it back equal."""
-    return yaml.safe_dump(recipe.model_dump(mode="json"), sort_keys=False, allow_unicode=True, width=120)
+    value = recipe.model_dump(mode="json")
+    return yaml.dump(value, Dumper=_StrictDumper, sort_keys=False, allow_unicode=True, width=120)
 
 
 def differences(old: Recipe, new: Recipe, sections: Iterable[str] | None = None) -> list[str]:

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import subprocess
+import sys
 import zlib
 from pathlib import Path
 
@@ -157,3 +159,29 @@ def test_a_missing_journal_is_named(tmp_path: Path) -> None:
 def test_a_journal_in_a_missing_folder_is_a_user_error(tmp_path: Path) -> None:
     with pytest.raises(UserError, match="cannot be written"):
         Journal(tmp_path / "no" / "j.jsonl", key)
+
+
+FULL_DISK = """
+import resource, signal, sys
+from pathlib import Path
+from ssd_lite.errors import UserError
+from ssd_lite.journal import Journal
+
+signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
+with Journal(Path(sys.argv[1]), lambda record: record["id"]) as journal:
+    journal.append([{"id": 0}])
+    resource.setrlimit(resource.RLIMIT_FSIZE, (200, resource.RLIM_INFINITY))
+    try:
+        journal.append([{"id": 1, "text": "x" * 500}])
+    except UserError as error:
+        print(error.format_message())
+    resource.setrlimit(resource.RLIMIT_FSIZE, (resource.RLIM_INFINITY, resource.RLIM_INFINITY))
+    journal.append([{"id": 1, "text": "y"}])
+"""
+
+
+def test_a_write_that_finds_no_room_leaves_the_journal_whole(tmp_path: Path) -> None:
+    path = tmp_path / "full.jsonl"
+    done = subprocess.run([sys.executable, "-c", FULL_DISK, str(path)], capture_output=True, text=True, check=True)
+    assert "File too large" in done.stdout
+    assert read_records(path) == [{"id": 0}, {"id": 1, "text": "y"}]

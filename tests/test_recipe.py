@@ -53,6 +53,8 @@ REFUSED = [
     ("evaluate", {"base": {"top_k": 20}}),
     ("evaluate", {"sandbox": "docker"}),
     ("export", {"types": ["q4"]}),
+    ("export", {"types": []}),
+    ("evaluate", {"k": []}),
     ("report", {"pairs": 51}),
     ("problems", {"train_limit": 0}),
     ("model", {"name": ""}),
@@ -85,7 +87,6 @@ def test_a_name_that_is_no_folder_name_is_refused(name: str) -> None:
         ("train", {"max_steps": None}),
         ("evaluate", {"n": 1, "k": [1]}),
         ("evaluate", {"base": {"temperature": 0.9, "top_k": 0}}),
-        ("export", {"types": []}),
         ("report", {"pairs": 0}),
     ],
 )

@@ -29,7 +29,14 @@ POLL_S = 0.05
 # A terminal's Ctrl-C reaches the stage too. Passed on later, as SIGTERM, it is never the second SIGINT that cuts short.
 PASS_ON_AFTER_S = 0.5
 _STOPPED_CODES = (EXIT_STOPPED, -signal.SIGTERM, -signal.SIGINT, 128 + signal.SIGTERM, 128 + signal.SIGINT)
-_LIBRARIES = (("torch", "train"), ("transformers", "train"), ("peft", "train"), ("accelerate", "train"))
+_LIBRARIES = (
+    ("torch", "train"),
+    ("transformers", "train"),
+    ("peft", "train"),
+    ("accelerate", "train"),
+    ("gguf", "gguf"),
+    ("llama_cpp", "gguf"),
+)
 
 
 class StageFailed(click.ClickException):
@@ -58,8 +65,6 @@ def check_machine(recipe: Recipe) -> None:
     wanted = [*_LIBRARIES]
     if recipe.train.method == "qlora" or "8bit" in recipe.train.optim:
         wanted.append(("bitsandbytes", "qlora"))
-    if recipe.export.types:
-        wanted += [("gguf", "gguf"), ("llama_cpp", "gguf")]
     for library, extra in wanted:
         if importlib.util.find_spec(library) is None:
             raise MissingLibraryError(library, needed_for=f"the recipe {recipe.name!r}", extra=extra)
