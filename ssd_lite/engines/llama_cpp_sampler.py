@@ -104,7 +104,7 @@ class _Loop:
                 yield from self._step()
 
     def _admit(self, request: Request) -> Iterator[Completion]:
-        slot = self._free.pop()
+        slot = self._free.pop(self._free.index(min(self._free)))  # low numbers first leave no gaps between sequences
         logits = self._fill(slot, request.prompt.ids)
         self._running[slot] = _Running(request, Uniforms(request.seed))
         yield from self._draw([slot], logits[None])
@@ -122,7 +122,9 @@ class _Loop:
         return logits
 
     def _step(self) -> Iterator[Completion]:
-        slots = list(self._running)
+        # llama.cpp computes sequences together only where their numbers follow one another in the batch: in falling
+        # order each of 16 was computed alone, which took 198 ms a step instead of 90.
+        slots = sorted(self._running)
         started = time.monotonic()
         logits = self._context.step([(s, self._running[s].ids[-1], self._running[s].next_position) for s in slots])
         self._tuner.step(time.monotonic() - started, len(slots))
