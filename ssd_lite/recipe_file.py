@@ -36,6 +36,8 @@ def _mapping(loader: _StrictLoader, node: yaml.MappingNode) -> dict[Any, Any]:
     for key_node, _ in node.value:
         key = loader.construct_object(key_node)
         line = key_node.start_mark.line + 1
+        if not isinstance(key, str):
+            raise yaml.constructor.ConstructorError(None, None, f"key {key!r} is no text (line {line})")
         if key in seen:
             problem = f"key {key!r} stands twice (line {seen[key]} and {line})"
             raise yaml.constructor.ConstructorError(None, None, problem)

@@ -65,6 +65,9 @@ class RunFolder:
         if (path / "recipe.yaml").is_file():
             run = cls.open(path)
             changed = differences(run.recipe, recipe)
+            if changed and not run._has_work():
+                write_text(path / "recipe.yaml", dump_recipe(recipe))  # a first try that made nothing binds nobody
+                return cls(path, recipe)
             if changed:
                 raise UserError(
                     f"this run was started with another recipe: {'; '.join(changed)}.",
@@ -72,7 +75,7 @@ class RunFolder:
                     next_step="Name another folder with --out, or leave the recipe as it was.",
                 )
             return run
-        if path.exists() and (not path.is_dir() or any(path.iterdir())):
+        if path.exists() and not (path.is_dir() and all(entry.name.startswith(".") for entry in path.iterdir())):
             raise UserError(
                 "is there and is no run folder.", where=str(path), next_step="Name an empty folder with --out."
             )
@@ -127,6 +130,25 @@ class RunFolder:
         """Set one top-level key of the manifest."""
         self._write_manifest({**self.manifest(), key: value})
 
+    def _has_work(self) -> bool:
+        return bool(self.manifest().get("stages")) or (self.samples.is_file() and self.samples.stat().st_size > 0)
+
+    def start(self, stage: Stage, work: Path) -> None:
+        """Note the settings of a stage that begins. Raises UserError if `work` was begun with others."""
+        digest, started = self.settings_digest(stage), self.manifest().get("started", {})
+        begun = work.is_file() and work.stat().st_size > 0
+        if begun and started.get(stage, digest) != digest:
+            raise self._changed(stage, "begun")
+        if started.get(stage) != digest:
+            self.note("started", {**started, stage: digest})
+
+    def _changed(self, stage: Stage, state: str) -> UserError:
+        return UserError(
+            f"recipe.yaml was changed after the stage {stage!r} was {state} with other settings.",
+            where=str(self.path),
+            next_step="Put the old values back, or start a new run with --out.",
+        )
+
     def settings_digest(self, stage: Stage) -> str:
         """Digest of every setting this stage's result stands on."""
         settings = self.recipe.model_dump(mode="json", include=set(STAGE_SECTIONS[stage]))
@@ -138,11 +160,7 @@ class RunFolder:
         if entry is None:
             return None
         if entry["settings_digest"] != self.settings_digest(stage):
-            raise UserError(
-                f"recipe.yaml was changed after the stage {stage!r} was done with other settings.",
-                where=str(self.path),
-                next_step="Put the old values back, or start a new run with --out.",
-            )
+            raise self._changed(stage, "done")
         return dict(entry["summary"])
 
     def finish(self, stage: Stage, summary: Mapping[str, Any], seconds: float) -> None:

@@ -30,7 +30,12 @@ def run_lock(folder: Path) -> Iterator[int]:
     if inherited is not None:
         yield inherited
         return
-    descriptor = os.open(folder / LOCK_FILE, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o644)
+    try:
+        descriptor = os.open(folder / LOCK_FILE, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o644)
+    except OSError as error:
+        raise UserError(
+            f"cannot be written: {error.strerror}.", where=str(folder), next_step="Name a folder of yours with --out."
+        ) from error
     try:
         _take(descriptor, folder)
         yield descriptor

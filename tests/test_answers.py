@@ -1,5 +1,7 @@
 """Answering problems into a journal: the wanted samples once each, the same after a stop, seeds by index."""
 
+import dataclasses
+
 import pytest
 
 from ssd_lite.errors import Stopped, UserError
@@ -68,3 +70,21 @@ def test_take_draws_with_the_seed_and_keeps_the_order():
     assert [p.id for p in drawn] == sorted(p.id for p in drawn)
     assert len({tuple(p.id for p in take(PROBLEMS, 2, seed=s)) for s in range(20)}) > 1
     assert take(PROBLEMS, None, 0) == take(PROBLEMS, 9, 0) == PROBLEMS
+
+
+@pytest.mark.parametrize(
+    ("change", "words"),
+    [
+        ({"settings": SamplingSettings(0.9, 20, 0.8, 6)}, "other settings"),
+        ({"seed": 4}, "another seed"),
+        ({"model_hash": "other"}, "another model"),
+        ({"n": 1}, "another problem set or n"),
+    ],
+)
+def test_samples_made_otherwise_are_not_mixed_in(how, tmp_path, change, words):
+    file = tmp_path / "s.jsonl"
+    answer(PROBLEMS[:1], how, file, "sample")
+    before = file.read_bytes()
+    with pytest.raises(UserError, match=words):
+        answer(PROBLEMS[:1], dataclasses.replace(how, **change), file, "sample")
+    assert file.read_bytes() == before

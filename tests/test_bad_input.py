@@ -205,6 +205,7 @@ def test_no_write_permission(tmp_path: Path) -> None:
 
 def test_run_folder_with_another_recipe(tmp_path: Path) -> None:
     run = made_run(tmp_path)
+    run.samples.write_text("{}\n")
     line = refusal("run", "quickstart", "--out", run.path, "--set", "train.lora_r=4")
     assert "train.lora_r: 16 → 4" in line
     assert "--out" in line

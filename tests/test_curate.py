@@ -38,6 +38,7 @@ def sample(index: int = 0, ids: tuple[int, ...] = (7, 8, END), text: str = "a\nb
         "completion_ids": ids,
         "completion": text,
         "finish_reason": "stop" if ids[-1:] == (END,) else "length",
+        "entropy_nats": 0.5,
         "seed": 0,
         "settings": LAW,
         "engine": "hf",

@@ -104,10 +104,21 @@ def test_export_of_a_run(run: RunFolder) -> None:
     assert [file["path"] for file in summary["files"]] == ["gguf/tiny-q8_0.gguf", "gguf/tiny-f16.gguf"]
     assert first.stat().st_mtime_ns == before
     assert export(run) == summary
-    assert sorted(path.name for path in run.gguf.iterdir()) == ["Modelfile", "tiny-f16.gguf", "tiny-q8_0.gguf"]
+    assert sorted(path.name for path in run.gguf.glob("[!.]*")) == ["Modelfile", "tiny-f16.gguf", "tiny-q8_0.gguf"]
     text = (run.gguf / "Modelfile").read_text()
     for words in ("FROM ./tiny-q8_0.gguf", "TEMPLATE", "temperature 1.1", 'stop "<|im_end|>"', 'stop "<|endoftext|>"'):
         assert words in text
+
+
+def test_a_gguf_of_other_weights_is_not_passed_off_as_this_models(run: RunFolder, tmp_path: Path) -> None:
+    import shutil
+
+    merge(run)
+    other = tmp_path / "other" / Path(run.recipe.model.name).name
+    shutil.copytree(run.merged, other)
+    export_folder(Path(run.recipe.model.name), ["f16"], tmp_path / "out")
+    with pytest.raises(UserError, match="not made from these weights"):
+        export_folder(other, ["f16"], tmp_path / "out")
 
 
 def test_export_of_a_folder_and_its_refusals(run: RunFolder, tmp_path: Path) -> None:

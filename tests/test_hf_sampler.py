@@ -68,11 +68,11 @@ def test_an_end_token_stands_last_and_only_where_the_model_stopped(folder):
 def test_the_batch_is_halved_when_memory_runs_out_and_nothing_is_lost(folder, monkeypatch):
     real, sizes = HfSampler._generate, []
 
-    def small_card(self, batch, settings, count_tokens):
+    def small_card(self, batch, settings, draw):
         sizes.append(len(batch))
         if len(batch) > 2:
             raise torch.cuda.OutOfMemoryError("CUDA out of memory")
-        return real(self, batch, settings, count_tokens)
+        return real(self, batch, settings, draw)
 
     monkeypatch.setattr(HfSampler, "_generate", small_card)
     done, _ = sample(folder, 8, requests([3, 9, 20, 6]))
@@ -82,7 +82,7 @@ def test_the_batch_is_halved_when_memory_runs_out_and_nothing_is_lost(folder, mo
 
 
 def test_a_single_completion_too_large_for_the_card_is_a_user_error(folder, monkeypatch):
-    def no_memory(self, batch, settings, count_tokens):
+    def no_memory(self, batch, settings, draw):
         raise torch.cuda.OutOfMemoryError("CUDA out of memory")
 
     monkeypatch.setattr(HfSampler, "_generate", no_memory)

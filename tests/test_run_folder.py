@@ -46,12 +46,37 @@ def test_another_description_is_no_other_recipe(tmp_path: Path) -> None:
 
 
 def test_another_recipe_is_refused_naming_each_key(tmp_path: Path) -> None:
-    RunFolder.create(tmp_path / "a", recipe("sample.seed=1"))
+    run = RunFolder.create(tmp_path / "a", recipe("sample.seed=1"))
+    run.samples.write_text("{}\n")
     with pytest.raises(UserError) as caught:
         RunFolder.create(tmp_path / "a", recipe("sample.seed=2", "evaluate.tuned.temperature=0.9"))
     assert "sample.seed: 1 → 2" in caught.value.what
     assert "evaluate.tuned.temperature: 0.6 → 0.9" in caught.value.what
     assert "--out" in caught.value.next_step
+
+
+def test_a_first_try_that_made_nothing_may_be_mended(tmp_path: Path) -> None:
+    RunFolder.create(tmp_path / "a", recipe("problems.train=missing.jsonl"))
+    mended = RunFolder.create(tmp_path / "a", recipe("problems.train=starter"))
+    assert mended.recipe.problems.train == "starter"
+    assert RunFolder.open(tmp_path / "a").recipe == mended.recipe
+
+
+def test_what_a_kill_left_at_the_very_start_does_not_block_the_folder(tmp_path: Path) -> None:
+    (tmp_path / "a").mkdir()
+    (tmp_path / "a" / ".recipe.yaml.part-1").write_text("name: a")
+    assert RunFolder.create(tmp_path / "a", recipe()).recipe == recipe()
+
+
+def test_a_stage_does_not_go_on_with_other_settings(tmp_path: Path) -> None:
+    run = RunFolder.create(tmp_path / "a", recipe("train.lora_r=4"))
+    run.start("train", run.metrics)
+    other = RunFolder(run.path, recipe("train.lora_r=8"))
+    other.start("train", run.metrics)  # nothing was made yet
+    run.metrics.write_text("{}\n")
+    other.start("train", run.metrics)
+    with pytest.raises(UserError, match="begun with other settings"):
+        run.start("train", run.metrics)
 
 
 def test_a_folder_with_other_things_in_it_is_not_taken(tmp_path: Path) -> None:

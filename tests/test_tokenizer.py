@@ -170,10 +170,8 @@ def test_variables_reach_the_template(folder: Path) -> None:
 
 
 def test_a_template_cannot_reach_the_machine(folder: Path) -> None:
-    from jinja2.exceptions import SecurityError
-
     (folder / "chat_template.jinja").write_text("{{ messages.__class__.__mro__[1].__subclasses__() }}")
-    with pytest.raises(SecurityError):
+    with pytest.raises(UserError, match="unsafe"):
         ChatTokenizer.load(folder).render(CONVERSATIONS["user"])
 
 

@@ -69,7 +69,7 @@ def evaluate(folder: Path | None, as_json: bool, **options: Any) -> Answer:
     if given:
         raise UserError(
             "goes with --model; a run is evaluated as its recipe.yaml says.",
-            where="--" + next(iter(given)).removesuffix("s").replace("_", "-"),
+            where="--" + ("k" if next(iter(given)) == "ks" else next(iter(given))).replace("_", "-"),
             next_step=f"Set it in {folder / 'recipe.yaml'}, section evaluate, or leave {folder} out and name --model.",
         )
     from ssd_lite.stages.evaluate import evaluate as stage

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import time
 from collections.abc import Mapping
 from pathlib import Path
@@ -40,7 +41,7 @@ def write_gguf_set(
                     write_gguf(folder, path, gguf_type, decoding=decoding)
             seconds[gguf_type] = time.monotonic() - started
     if quantised:
-        between = asked or first.with_name(f".{first.name}.exact")
+        between = asked or first.with_name(f".{first.name}.exact-{os.getpid()}")
         if asked is None:
             write_gguf(folder, between, exact, decoding=decoding)
         try:
@@ -52,5 +53,5 @@ def write_gguf_set(
                 seconds[gguf_type] = time.monotonic() - started
         finally:
             if asked is None:
-                between.unlink()
+                between.unlink(missing_ok=True)
     return seconds

@@ -14,7 +14,7 @@ from transformers import AutoModelForCausalLM, GenerationConfig, LogitsProcessor
 from ssd_lite.engines.law import Survivors, Uniforms, survivors, truncate
 from ssd_lite.engines.sampler import Completion, CountTokens, Engine, Request, SamplerOptions, check_lengths
 from ssd_lite.engines.threads import ThreadTuner
-from ssd_lite.errors import UserError
+from ssd_lite.errors import Stopped, UserError
 from ssd_lite.records import SamplingSettings
 
 
@@ -40,8 +40,12 @@ class HfSampler:
         batch_size = self._options.batch_size
         while waiting:
             batch = waiting[:batch_size]
+            draw = _Draw(batch, settings, self._options.end_ids, count_tokens, self._tuner)
             try:
-                completions = self._generate(batch, settings, count_tokens)
+                self._generate(batch, settings, draw)
+            except Stopped:
+                yield from draw.completions(ended_only=True)
+                raise
             except torch.cuda.OutOfMemoryError as error:
                 if len(batch) == 1:
                     raise UserError(
@@ -51,19 +55,16 @@ class HfSampler:
                 torch.cuda.empty_cache()
                 continue
             waiting = waiting[len(batch) :]
-            yield from completions
+            yield from draw.completions()
 
     @torch.inference_mode()
-    def _generate(
-        self, batch: Sequence[Request], settings: SamplingSettings, count_tokens: CountTokens
-    ) -> list[Completion]:
+    def _generate(self, batch: Sequence[Request], settings: SamplingSettings, draw: _Draw) -> None:
         width = max(len(request.prompt.ids) for request in batch)
         ids = torch.full((len(batch), width), self._options.pad_id)
         mask = torch.zeros_like(ids)
         for row, request in enumerate(batch):
             ids[row, width - len(request.prompt.ids) :] = torch.tensor(request.prompt.ids)
             mask[row, width - len(request.prompt.ids) :] = 1
-        draw = _Draw(batch, settings, self._options.end_ids, count_tokens, self._tuner)
         self._model.generate(
             input_ids=ids.to(self._device),
             attention_mask=mask.to(self._device),
@@ -71,7 +72,6 @@ class HfSampler:
             logits_processor=LogitsProcessorList([draw]),
             stopping_criteria=[draw.all_ended],
         )
-        return draw.completions()
 
     def _config(self, settings: SamplingSettings) -> Any:
         """Greedy over the one token that `_Draw` leaves; every field that could bend the law is sent as off.
@@ -146,11 +146,12 @@ class _Draw(LogitsProcessor):  # type: ignore[misc]
         """True when every row has drawn an end token."""
         return not self._open
 
-    def completions(self) -> list[Completion]:
-        """What was drawn, row by row."""
+    def completions(self, *, ended_only: bool = False) -> list[Completion]:
+        """What was drawn, row by row; `ended_only` leaves out rows that a stop cut short."""
         return [
             Completion(request, tuple(ids), "stop" if ids[-1] in self._end_ids else "length", float(entropy) / len(ids))
-            for request, ids, entropy in zip(self._batch, self._ids, self._entropy, strict=True)
+            for row, (request, ids, entropy) in enumerate(zip(self._batch, self._ids, self._entropy, strict=True))
+            if not (ended_only and row in self._open)
         ]
 
 

@@ -64,18 +64,16 @@ class ChatTokenizer:
             raise UserError(
                 "the model has no chat template.", next_step="Take an instruct model; a template is never made up here."
             )
-        text = (
-            _environment()
-            .from_string(self.chat_template)
-            .render(
-                messages=list(messages),
-                add_generation_prompt=True,
-                tools=None,
-                documents=None,
-                **self._specials,
-                **variables,
-            )
-        )
+        from jinja2.exceptions import TemplateError
+
+        values = {"tools": None, "documents": None, "add_generation_prompt": True, **self._specials, **variables}
+        try:
+            text = _environment().from_string(self.chat_template).render(messages=list(messages), **values)
+        except TemplateError as error:
+            raise UserError(
+                f"the model's chat template refuses this conversation: {error}.",
+                next_step="Change its roles or their order; the model may know no system role.",
+            ) from error
         return text, self.encode(text)
 
     def encode(self, text: str) -> list[int]:

@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from random import Random
 from typing import TYPE_CHECKING, Any
 
-from ssd_lite.errors import Stopped
+from ssd_lite.errors import Stopped, UserError
 from ssd_lite.interrupt import stop_requested
 from ssd_lite.journal import Journal, Record
 from ssd_lite.progress import Progress
@@ -53,7 +53,9 @@ def answer(problems: Sequence[Problem], how: Answering, journal_file: Path, labe
     tokenizer = ChatTokenizer.load(how.folder)
     started = time.monotonic()
     with Journal(journal_file, sample_key) as journal:
-        requests = [r for r in _requests(problems, how, tokenizer) if (r.prompt.problem_id, r.index) not in journal]
+        wanted = {(r.prompt.problem_id, r.index): r for r in _requests(problems, how, tokenizer)}
+        _check_records(journal, wanted, how)
+        requests = [request for key, request in wanted.items() if key not in journal]
         made = 0
         if requests:
             options = SamplerOptions(how.batch_size, how.threads, tokenizer.end_ids, tokenizer.pad_id)
@@ -81,6 +83,28 @@ def answer(problems: Sequence[Problem], how: Answering, journal_file: Path, labe
             "tokens_per_s": round(made / seconds, 1) if made else None,
             "cut_bytes": journal.cut_bytes,
         }
+
+
+def _check_records(journal: Journal, wanted: Mapping[tuple[str, int], Request], how: Answering) -> None:
+    """Raise UserError if the journal holds samples made otherwise: two laws, models or problem sets are not mixed."""
+    settings = asdict(how.settings)
+    for record in journal.records:
+        request = wanted.get(sample_key(record))
+        if request is None or tuple(record["prompt_ids"]) != request.prompt.ids:
+            changed = "another problem set or n"
+        elif record["settings"] != settings:
+            changed = f"other settings ({record['settings']})"
+        elif record["seed"] != request.seed:
+            changed = "another seed"
+        elif record["model_hash"] != how.model_hash or record["engine"] != how.engine:
+            changed = "another model or engine"
+        else:
+            continue
+        raise UserError(
+            f"holds samples of {changed}, such as {record['problem_id']} number {record['index']}.",
+            where=str(journal.path),
+            next_step="Put the old settings back, move the file away, or start a new run with --out.",
+        )
 
 
 def _requests(problems: Sequence[Problem], how: Answering, tokenizer: ChatTokenizer) -> list[Request]:

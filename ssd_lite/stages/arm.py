@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
 from ssd_lite.atomic import write_json
-from ssd_lite.errors import Stopped
+from ssd_lite.errors import Stopped, UserError
 from ssd_lite.grading.extract import Block, extract_program
 from ssd_lite.grading.grader import Grader
 from ssd_lite.grading.steps import Submission
@@ -39,6 +40,7 @@ class Arm:
 
     def evaluate(self, grader: Grader, problem_set: dict[str, Any], model: str) -> dict[str, Any]:
         """Sample, grade and count; each goes on where it was. Writes and returns report.json."""
+        self._hold_to(problem_set["sha256"], grader.tier)
         work = answer(self.problems, self.how, self.files.samples, f"evaluate {self.files.name}")
         samples = sorted(read_samples(self.files.samples), key=lambda s: s.key)
         grades = self._grades(grader, samples)
@@ -68,6 +70,22 @@ class Arm:
         }
         write_json(self.files.report, report)
         return report
+
+    def _hold_to(self, problems_sha256: str, tier: str) -> None:
+        """Note the problem set and isolation of the arm's grades. Raises UserError if others stand there already."""
+        facts = {"problems_sha256": problems_sha256, "tier": tier, "block": self.block}
+        file = self.files.path / "grading.json"
+        if file.is_file():
+            noted = json.loads(file.read_text(encoding="utf-8"))
+            changed = [f"{key}: {noted.get(key)} → {value}" for key, value in facts.items() if noted.get(key) != value]
+            if changed:
+                raise UserError(
+                    f"was graded otherwise before ({'; '.join(changed)}), and grades of two kinds are not mixed.",
+                    where=str(self.files.path),
+                    next_step="Move grades.jsonl and grading.json away to grade all samples again.",
+                )
+        else:
+            write_json(file, facts)
 
     def _grades(self, grader: Grader, samples: Sequence[Sample]) -> list[Grade]:
         by_id = {problem.id: problem for problem in self.problems}

@@ -13,6 +13,7 @@ from ssd_lite.journal import read_records
 from ssd_lite.recipe import Curate
 from ssd_lite.records import Sample, sample_from_json
 from ssd_lite.run_folder import RunFolder
+from ssd_lite.stages.base_model import base_model
 
 if TYPE_CHECKING:
     from ssd_lite.engines.tokenizer import ChatTokenizer
@@ -133,10 +134,10 @@ def _row(sample: Sample) -> dict[str, Any]:
 
 
 def _tokenizer(run: RunFolder) -> ChatTokenizer:
-    from ssd_lite.engines.model_source import hf_folder, resolve_model
+    from ssd_lite.engines.model_source import hf_folder
     from ssd_lite.engines.tokenizer import ChatTokenizer
 
-    return ChatTokenizer.load(hf_folder(resolve_model(run.recipe.model.name, run.recipe.model.revision)))
+    return ChatTokenizer.load(hf_folder(base_model(run)))
 
 
 def show(run: RunFolder, count: int) -> str:

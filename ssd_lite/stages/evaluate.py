@@ -20,13 +20,14 @@ from ssd_lite.run_folder import ArmFolder, RunFolder
 from ssd_lite.stages.answers import Answering, take
 from ssd_lite.stages.arm import Arm, describe
 from ssd_lite.stages.arm_report import compare
+from ssd_lite.stages.base_model import base_model
 from ssd_lite.stages.grade import check_golden
 
 
 def evaluate(run: RunFolder) -> dict[str, Any]:
     """Evaluate both arms and write evaluations/ARM/report.json and evaluations/comparison.json; skips what is done."""
     done = run.done("evaluate")
-    if done is not None:
+    if done is not None and run.comparison.is_file():
         return done
     run.require("merge")
     started = time.monotonic()
@@ -64,7 +65,6 @@ def _model_name(run: RunFolder, arm: str) -> str:
 
 
 def _answering(run: RunFolder, arm: str, decoding: Decoding) -> Answering:
-    from ssd_lite.engines.model_source import resolve_model
     from ssd_lite.engines.sampler import choose_engine
 
     settings = run.recipe.evaluate
@@ -73,7 +73,7 @@ def _answering(run: RunFolder, arm: str, decoding: Decoding) -> Answering:
         from ssd_lite.engines.model_source import hf_folder
         from ssd_lite.stages.sample import base_weights
 
-        source = resolve_model(run.recipe.model.name, run.recipe.model.revision)
+        source = base_model(run)
         folder, digest = hf_folder(source), source.weights_sha256
         weights = base_weights(engine, folder, run)
     else:
@@ -164,6 +164,7 @@ def _remember(wanted: StandAlone, how: Answering) -> None:
         "top_p": how.settings.top_p,
         "max_new_tokens": how.settings.max_new_tokens,
         "block": wanted.block,
+        "gguf_type": how.gguf_type,
     }
     try:
         wanted.out.mkdir(parents=True, exist_ok=True)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import time
 from collections.abc import Sequence
 from pathlib import Path
@@ -55,6 +56,8 @@ def tuned_gguf(run: RunFolder, gguf_type: str) -> Path:
 
     run.require("merge")
     path = _gguf_path(run.gguf, run.recipe.name, gguf_type)
+    run.gguf.mkdir(exist_ok=True)
+    _claim(path, run.merged, run.recipe.evaluate.tuned)
     return gguf_file(
         run.merged, gguf_type, path, decoding=_written(run.recipe.evaluate.tuned), threads=run.recipe.threads
     )
@@ -62,6 +65,21 @@ def tuned_gguf(run: RunFolder, gguf_type: str) -> Path:
 
 def _gguf_path(folder: Path, name: str, gguf_type: str) -> Path:
     return folder / f"{name}-{gguf_type}.gguf"
+
+
+def _claim(path: Path, folder: Path, decoding: Decoding | None) -> None:
+    """Note beside a GGUF what it is made from, before it is. Raises UserError if it is there and made from others."""
+    from ssd_lite.engines.model_folder import weights_sha256
+
+    note = path.with_name(f".{path.name}.source.json")
+    origin = {"weights_sha256": weights_sha256(folder), "decoding": decoding.model_dump() if decoding else None}
+    if path.exists() and not (note.is_file() and json.loads(note.read_text(encoding="utf-8")) == origin):
+        raise UserError(
+            "is there and was not made from these weights and settings.",
+            where=str(path),
+            next_step="Name another --out, or move it away.",
+        )
+    write_text(note, json.dumps(origin) + "\n")
 
 
 def _written(decoding: Decoding | None) -> Any:
@@ -83,6 +101,8 @@ def _write(
             f"cannot be made: {error.strerror}.", where=str(out), next_step="Name another --out."
         ) from error
     paths = {gguf_type: _gguf_path(out, name, gguf_type) for gguf_type in types}
+    for path in paths.values():
+        _claim(path, folder, decoding)
     seconds = write_gguf_set(folder, paths, decoding=_written(decoding), threads=threads)
     for path in paths.values():
         check_vocabulary(path, folder)

@@ -9,6 +9,7 @@ from typing import Any
 from ssd_lite.atomic import is_whole, new_folder, write_json
 from ssd_lite.errors import UserError
 from ssd_lite.run_folder import RunFolder
+from ssd_lite.stages.base_model import base_model
 from ssd_lite.stages.model_card import write_card
 
 _SUMMARY = "ssd_lite_merge.json"
@@ -40,9 +41,9 @@ def merge(run: RunFolder) -> dict[str, Any]:
 def _publish(run: RunFolder) -> None:
     from ssd_lite.engines.merge_weights import merge_folder
     from ssd_lite.engines.model_folder import ModelFolder, weight_files, weights_sha256
-    from ssd_lite.engines.model_source import hf_folder, resolve_model
+    from ssd_lite.engines.model_source import hf_folder
 
-    source = resolve_model(run.recipe.model.name, run.recipe.model.revision)
+    source = base_model(run)
     base = hf_folder(source)
     with new_folder(run.merged) as part:
         dtype = run.recipe.merge.dtype

@@ -11,12 +11,13 @@ from ssd_lite.problems.overlap import refuse_overlap
 from ssd_lite.records import SamplingSettings
 from ssd_lite.run_folder import RunFolder
 from ssd_lite.stages.answers import Answering, answer, take
+from ssd_lite.stages.base_model import base_model
 
 
 def sample(run: RunFolder) -> dict[str, Any]:
     """Sample what is still missing. The summary counts samples, tokens, tok/s and problems, and warns where due."""
     done = run.done("sample")
-    if done is not None:
+    if done is not None and run.samples.is_file():
         return done
     started = time.monotonic()
     recipe = run.recipe
@@ -36,22 +37,12 @@ def sample(run: RunFolder) -> dict[str, Any]:
 
 
 def _answering(run: RunFolder) -> Answering:
-    from ssd_lite.engines.model_source import hf_folder, resolve_model
+    from ssd_lite.engines.model_source import hf_folder
     from ssd_lite.engines.sampler import choose_engine
 
     recipe = run.recipe
-    source = resolve_model(recipe.model.name, recipe.model.revision)
+    source = base_model(run)
     folder = hf_folder(source)
-    run.note(
-        "model",
-        {
-            "name": source.name,
-            "kind": source.kind,
-            "revision": source.revision,
-            "weights_sha256": source.weights_sha256,
-            "note": source.note,
-        },
-    )
     engine = choose_engine(recipe.sample.engine)
     return Answering(
         engine=engine,
@@ -73,10 +64,9 @@ def base_weights(engine: str, folder: Path, run: RunFolder) -> Path:
     """What the engine loads for the base model: the folder, or its GGUF of model.gguf_type in the cache."""
     if engine == "hf":
         return folder
-    from ssd_lite.engines.model_source import gguf_file, resolve_model
+    from ssd_lite.engines.model_source import gguf_file
 
-    source = resolve_model(run.recipe.model.name, run.recipe.model.revision)
-    return gguf_file(source, run.recipe.model.gguf_type, threads=run.recipe.threads)
+    return gguf_file(base_model(run), run.recipe.model.gguf_type, threads=run.recipe.threads)
 
 
 def _warnings(settings: SamplingSettings) -> list[str]:

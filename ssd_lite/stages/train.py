@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any
 from ssd_lite.atomic import is_whole
 from ssd_lite.errors import UserError
 from ssd_lite.run_folder import RunFolder
+from ssd_lite.stages.base_model import base_model
 
 if TYPE_CHECKING:
     from ssd_lite.engines.batching import TrainingRow
@@ -29,12 +30,13 @@ def train(run: RunFolder) -> dict[str, Any]:
         return done
     run.require("curate")
     rows = read_rows(run.train_rows, run.recipe.train.max_length)
-    from ssd_lite.engines.model_source import hf_folder, resolve_model
+    from ssd_lite.engines.model_source import hf_folder
     from ssd_lite.engines.peft_model import BaseModel
     from ssd_lite.engines.trainer import TrainingFiles, train_model
 
     started = time.monotonic()
-    source = resolve_model(run.recipe.model.name, run.recipe.model.revision)
+    source = base_model(run)
+    run.start("train", run.metrics)
     base = BaseModel(source.name, source.revision, source.weights_sha256)
     files = TrainingFiles(run.checkpoints, run.metrics, run.adapter, run.log)
     summary = train_model(
