@@ -234,7 +234,11 @@ def test_folder_that_is_no_model(files: list[str], tmp_path: Path) -> None:
     for name in files:
         (folder / name).write_text("{}")
     run = made_run(tmp_path, f"model.name={folder}")
-    for words in (["sample", run.path], ["export", folder, "--to", "f16"], ["chat", folder, "--prompt", "?"]):
+    for words in (
+        ["sample", run.path],
+        ["export", folder, "--to", "f16", "--out", tmp_path / "out"],
+        ["chat", folder, "--prompt", "?"],
+    ):
         line = refusal(*words)
         assert str(folder) in line
         assert "model" in line
