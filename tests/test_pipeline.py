@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import resource
 import signal
 import subprocess
 import sys
@@ -146,7 +147,9 @@ def test_a_lost_report_is_written_by_a_real_process(tmp_path: Path) -> None:
     entry = run.manifest()["processes"]["report"]
     assert entry["count"] == 1
     assert 0 < entry["seconds"] < 60
-    assert 10 << 20 < entry["peak_rss_bytes"] < 2 << 30
+    # The kernel counts a child's memory from before exec, when it still was the parent's: here that of the whole suite.
+    own = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
+    assert 10 << 20 < entry["peak_rss_bytes"] <= max(own, 1 << 30)
 
 
 # -- how a stage ends ------------------------------------------------------------------------------------------------

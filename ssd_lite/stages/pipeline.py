@@ -45,7 +45,10 @@ class StageFailed(click.ClickException):
 
 @dataclass(frozen=True)
 class Ended:
-    """How the process of a stage ended: exit code (negative: signal), wall seconds, peak resident memory in bytes."""
+    """How the process of a stage ended: exit code (negative: signal), wall seconds, peak resident memory in bytes.
+
+    The kernel counts memory from before exec, so the peak is never below that of `ssd-lite run` itself (some 40 MB).
+    """
 
     code: int
     seconds: float
