@@ -54,17 +54,22 @@ def new_folder(target: Path) -> Iterator[Path]:
     part = target.with_name(f".{target.name}.part-{os.getpid()}-{time.time_ns()}")
     part.mkdir(parents=True)
     yield part
+    seal(part)
+    os.rename(part, target)
+    fsync_folder(target.parent)
+
+
+def seal(folder: Path) -> None:
+    """Bring every file of `folder` to disk, then write DONE.json with their sizes, which makes the folder count."""
     sizes = {}
-    for path in sorted(part.rglob("*")):
+    for path in sorted(folder.rglob("*")):
         if path.is_file():
-            sizes[str(path.relative_to(part))] = path.stat().st_size
+            sizes[str(path.relative_to(folder))] = path.stat().st_size
             with open(path, "rb") as file:
                 os.fsync(file.fileno())
         elif path.is_dir():
             fsync_folder(path)
-    write_json(part / DONE_FILE, {"sizes": sizes})
-    os.rename(part, target)
-    fsync_folder(target.parent)
+    write_json(folder / DONE_FILE, {"sizes": sizes})
 
 
 def is_whole(folder: Path) -> bool:

@@ -50,7 +50,6 @@ class RunFolder:
         self.log_file = path / "log.txt"
         self.metrics = path / "metrics.jsonl"
         self.samples = path / "samples.jsonl"
-        self.targets = path / "targets"
         self.train_rows = path / "train.jsonl"
         self.checkpoints = path / "checkpoints"
         self.adapter = path / "adapter"

@@ -236,7 +236,7 @@ def test_folder_that_is_no_model(files: list[str], tmp_path: Path) -> None:
     run = made_run(tmp_path, f"model.name={folder}")
     for words in (
         ["sample", run.path],
-        ["export", folder, "--to", "f16", "--out", tmp_path / "out"],
+        ["export", folder, "--to", "f16"],
         ["chat", folder, "--prompt", "?"],
     ):
         line = refusal(*words)

@@ -85,32 +85,13 @@ def _evaluate_model(given: dict[str, Any]) -> Answer:
         raise UserError(
             "is missing.", where=f"--{missing}", next_step="Name a run folder, or --model, --problems, --temperature."
         )
-    from ssd_lite.stages.evaluate import StandAlone, evaluate_model
+    from ssd_lite.stages.evaluate import evaluate_model
 
     recipe = _as_recipe(given)
-    wanted = recipe.evaluate
     name = f"{Path(recipe.model.name).stem}-{Path(recipe.problems.evaluate).stem}".replace(":", "-")
     out = given.get("out") or Path("evaluations") / name
-    alone = StandAlone(
-        model=recipe.model.name,
-        problems=recipe.problems.evaluate,
-        decoding=wanted.base,
-        out=out,
-        revision=recipe.model.revision,
-        gguf_type=recipe.model.gguf_type,
-        n=wanted.n,
-        ks=wanted.k,
-        max_new_tokens=wanted.max_new_tokens,
-        engine=wanted.engine,
-        seed=wanted.seed,
-        batch_size=wanted.batch_size,
-        block=wanted.block,
-        sandbox=wanted.sandbox,
-        limit=recipe.problems.evaluate_limit,
-        threads=recipe.threads,
-    )
     with locked_folder(out):
-        report = evaluate_model(alone)
+        report = evaluate_model(recipe, out)
     return Answer({**report, "out": str(out)}, _report_text(report, out))
 
 

@@ -150,6 +150,8 @@ def status(folder: Path, as_json: bool) -> Answer:
     lines += [f"last step {step['step']}: loss {step['loss']:.4f}"] if step else []
     user = seen["in_use_by"]
     lines.append(f"in use by process {user['pid']} since {user['since']}" if user else "no process works in it")
+    if seen["leftovers"] and not user:
+        lines.append(f"half-written by a killed process, may be deleted: {', '.join(seen['leftovers'])}")
     return Answer(seen, "\n".join(lines))
 
 

@@ -5,26 +5,13 @@ from __future__ import annotations
 import os
 from pathlib import Path
 
-from ssd_lite.atomic import DONE_FILE, fsync_folder, is_whole, write_json
+from ssd_lite.atomic import DONE_FILE, is_whole
 from ssd_lite.errors import UserError
 
 
 def open_mark(folder: Path) -> None:
-    """Call before a checkpoint folder is written again: it does not count until `seal`."""
+    """Call before a checkpoint folder is written again: it does not count until `atomic.seal`."""
     (folder / DONE_FILE).unlink(missing_ok=True)
-
-
-def seal(folder: Path) -> None:
-    """Bring every file of the folder to disk, then write the marker that makes it count."""
-    sizes = {}
-    for path in sorted(folder.rglob("*")):
-        if path.is_file():
-            sizes[str(path.relative_to(folder))] = path.stat().st_size
-            with open(path, "rb") as file:
-                os.fsync(file.fileno())
-    fsync_folder(folder)
-    write_json(folder / DONE_FILE, {"sizes": sizes})
-    fsync_folder(folder.parent)
 
 
 def step_of(folder: Path) -> int:

@@ -47,10 +47,6 @@ class LlamaModel:
         length = self._lib.llama_model_meta_val_str(self.handle, key.encode(), buffer, len(buffer))
         return buffer.value.decode("utf-8", errors="replace") if length >= 0 else None
 
-    def is_end(self, token: int) -> bool:
-        """True for the tokens the file itself marks as ends of generation."""
-        return bool(self._lib.llama_vocab_is_eog(self.vocabulary, token))
-
     def close(self) -> None:
         """Free the weights."""
         if self.handle:
@@ -85,13 +81,13 @@ class LlamaContext:
         """CPU threads of the next decodes."""
         self._lib.llama_set_n_threads(self.handle, threads, threads)
 
-    def prefill(self, sequence: int, ids: Sequence[int], start: int = 0) -> npt.NDArray[np.float32]:
+    def prefill(self, sequence: int, ids: Sequence[int]) -> npt.NDArray[np.float32]:
         """Put a prompt into an empty sequence; the logits [vocabulary] after its last token (a copy)."""
         for offset in range(0, len(ids), self._capacity):
             part = ids[offset : offset + self._capacity]
             last = offset + len(part) == len(ids)
             for row, token in enumerate(part):
-                self._put(row, token, start + offset + row, sequence, wants_logits=last and row == len(part) - 1)
+                self._put(row, token, offset + row, sequence, wants_logits=last and row == len(part) - 1)
             self._decode(len(part))
         logits: npt.NDArray[np.float32] = self._logits(1)[0].copy()
         return logits

@@ -6,6 +6,7 @@ import time
 from collections import deque
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
+from heapq import heappop, heappush
 from pathlib import Path
 
 import numpy as np
@@ -104,7 +105,7 @@ class _Loop:
                 yield from self._step()
 
     def _admit(self, request: Request) -> Iterator[Completion]:
-        slot = self._free.pop(self._free.index(min(self._free)))  # low numbers first leave no gaps between sequences
+        slot = heappop(self._free)  # low numbers first leave few gaps between sequences
         logits = self._fill(slot, request.prompt.ids)
         self._running[slot] = _Running(request, Uniforms(request.seed))
         yield from self._draw([slot], logits[None])
@@ -142,6 +143,6 @@ class _Loop:
             if ended or len(running.ids) == self._settings.max_new_tokens:
                 del self._running[slot]
                 self._context.clear(slot)
-                self._free.append(slot)
+                heappush(self._free, slot)
                 entropy_nats = running.entropy_sum / len(running.ids)
                 yield Completion(running.request, tuple(running.ids), "stop" if ended else "length", entropy_nats)

@@ -13,8 +13,9 @@ from torch import Tensor
 from torch.utils.data import DataLoader
 from transformers import PrinterCallback, Trainer, TrainerCallback
 
+from ssd_lite.atomic import fsync_folder, seal
 from ssd_lite.engines.batching import MicroBatches
-from ssd_lite.engines.checkpoints import open_mark, seal
+from ssd_lite.engines.checkpoints import open_mark
 from ssd_lite.engines.loss import loss_terms
 from ssd_lite.engines.loss_model import LossModel
 from ssd_lite.engines.peft_model import trainable
@@ -228,6 +229,7 @@ class SampleTrainer(Trainer):  # type: ignore[misc]
         self.accelerator.wait_for_everyone()
         if self.is_world_process_zero():
             seal(folder)
+            fsync_folder(folder.parent)
 
     def _save(self, output_dir: str | None = None, state_dict: Any = None) -> None:
         from safetensors.torch import save_file

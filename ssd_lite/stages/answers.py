@@ -93,7 +93,11 @@ def _check_records(journal: Journal, wanted: Mapping[tuple[str, int], Request], 
         if request is None or tuple(record["prompt_ids"]) != request.prompt.ids:
             changed = "another problem set or n"
         elif record["settings"] != settings:
-            changed = f"other settings ({record['settings']})"
+            old = record["settings"]
+            differing = [
+                f"{name}: {old.get(name)} → {value}" for name, value in settings.items() if old.get(name) != value
+            ]
+            changed = f"other settings ({', '.join(differing)})"
         elif record["seed"] != request.seed:
             changed = "another seed"
         elif record["model_hash"] != how.model_hash or record["engine"] != how.engine:

@@ -40,7 +40,7 @@ class Arm:
 
     def evaluate(self, grader: Grader, problem_set: dict[str, Any], model: str) -> dict[str, Any]:
         """Sample, grade and count; each goes on where it was. Writes and returns report.json."""
-        self._hold_to(problem_set["sha256"], grader.tier)
+        self._hold_to({"problems_sha256": problem_set["sha256"], "tier": grader.tier, "block": self.block})
         work = answer(self.problems, self.how, self.files.samples, f"evaluate {self.files.name}")
         samples = sorted(read_samples(self.files.samples), key=lambda s: s.key)
         grades = self._grades(grader, samples)
@@ -71,18 +71,18 @@ class Arm:
         write_json(self.files.report, report)
         return report
 
-    def _hold_to(self, problems_sha256: str, tier: str) -> None:
-        """Note the problem set and isolation of the arm's grades. Raises UserError if others stand there already."""
-        facts = {"problems_sha256": problems_sha256, "tier": tier, "block": self.block}
-        file = self.files.path / "grading.json"
+    def _hold_to(self, grading: dict[str, str]) -> None:
+        """Note what the results stand on beyond their records. Raises UserError if others stand there already."""
+        facts = {**grading, "gguf_type": self.how.gguf_type}
+        file = self.files.path / "made_with.json"
         if file.is_file():
             noted = json.loads(file.read_text(encoding="utf-8"))
             changed = [f"{key}: {noted.get(key)} → {value}" for key, value in facts.items() if noted.get(key) != value]
             if changed:
                 raise UserError(
-                    f"was graded otherwise before ({'; '.join(changed)}), and grades of two kinds are not mixed.",
+                    f"holds results that were made otherwise ({'; '.join(changed)}), and two kinds are not mixed.",
                     where=str(self.files.path),
-                    next_step="Move grades.jsonl and grading.json away to grade all samples again.",
+                    next_step="Name another --out, or move the files in it away.",
                 )
         else:
             write_json(file, facts)

@@ -93,7 +93,9 @@ def _write(
 ) -> dict[str, Any]:
     from ssd_lite.engines.gguf_check import check_vocabulary
     from ssd_lite.engines.gguf_set import write_gguf_set
+    from ssd_lite.engines.model_folder import ModelFolder
 
+    ModelFolder(folder)  # what is no model is refused before anything is made
     try:
         out.mkdir(parents=True, exist_ok=True)
     except OSError as error:

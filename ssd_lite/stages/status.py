@@ -8,7 +8,7 @@ import os
 from pathlib import Path
 from typing import Any, get_args
 
-from ssd_lite.atomic import is_whole
+from ssd_lite.atomic import is_whole, leftovers
 from ssd_lite.journal import decode_line
 from ssd_lite.run_folder import RunFolder, Stage
 from ssd_lite.run_lock import LOCK_FILE
@@ -35,6 +35,7 @@ def status(run: RunFolder) -> dict[str, Any]:
         "arms": arms,
         "in_use_by": holder(run.path),
         "last_step": last_record(run.metrics),
+        "leftovers": [path.name for path in leftovers(run.path)],
     }
 
 
