@@ -4,22 +4,10 @@ from __future__ import annotations
 
 from typing import Annotated, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, model_validator
+from pydantic import Field, model_validator
 
-Temperature = Annotated[float, Field(gt=0, allow_inf_nan=False)]
-TopP = Annotated[float, Field(gt=0, le=1)]
-Rate = Annotated[float, Field(gt=0, allow_inf_nan=False)]
-Positive = Annotated[int, Field(gt=0)]
-Seed = Annotated[int, Field(ge=0, lt=2**63)]
-GgufType = Literal[
-    "f32", "f16", "bf16", "q8_0", "q6_k", "q5_k_m", "q5_k_s", "q4_k_m", "q4_k_s", "q4_0", "q3_k_m", "q2_k"
-]
-
-
-class Section(BaseModel):
-    """A section of a recipe: unknown keys are refused, numbers are not made from text."""
-
-    model_config = ConfigDict(extra="forbid", strict=True, frozen=True, use_attribute_docstrings=True)
+from ssd_lite.recipe_measuring import Compare, Evaluate, Report
+from ssd_lite.recipe_section import Decoding, GgufType, Positive, Rate, Section, Seed, Temperature
 
 
 class Model(Section):
@@ -31,6 +19,8 @@ class Model(Section):
     """Commit, tag or branch of a Hub id; resolved to a commit and written to the run."""
     gguf_type: GgufType = "f16"
     """Type of the GGUF that llama.cpp runs where the model is a folder; the same for base and tuned."""
+    enable_thinking: bool | None = None
+    """Given to the chat template under this name; null leaves it to the template."""
 
 
 class Problems(Section):
@@ -44,17 +34,6 @@ class Problems(Section):
     """Take only so many training prompts, drawn with sample.seed; null takes all."""
     evaluate_limit: Positive | None = None
     """Take only so many evaluation problems, drawn with evaluate.seed; null takes all."""
-
-
-class Decoding(Section):
-    """A sampling law: temperature, then top-k, then top-p inside the top-k."""
-
-    temperature: Temperature
-    """Divides the logits; above 0."""
-    top_k: Annotated[int, Field(ge=0)] = 20
-    """Keep the k most likely tokens; 0 = off."""
-    top_p: TopP = 0.8
-    """Keep the smallest set of mass top_p inside the top-k; 1.0 = off."""
 
 
 class Sample(Decoding):
@@ -72,13 +51,15 @@ class Sample(Decoding):
     """Completions that are decoded at once."""
     seed: Seed = 0
     """With the problem and the sample index it fixes every draw."""
+    teacher: str | None = None
+    """Another model that answers instead of the base (distillation): packaged name, folder, GGUF or Hub id."""
     null_arm: bool = False
     """Allow T = 1 without truncation, whose expected gradient is zero: the null arm of a comparison."""
 
     @model_validator(mode="after")
     def _has_a_gradient(self) -> Sample:
-        untruncated = self.top_k == 0 and self.top_p == 1.0
-        if untruncated and self.temperature == 1.0 and not self.null_arm:
+        untruncated = self.top_k == 0 and self.top_p == 1.0 and self.min_p == 0.0
+        if untruncated and self.temperature == 1.0 and not self.null_arm and self.teacher is None:
             raise ValueError(
                 "temperature 1 without truncation has zero expected gradient, so training would do nothing. "
                 "Set sample.temperature, sample.top_k or sample.top_p, or sample.null_arm: true for the null arm"
@@ -87,7 +68,7 @@ class Sample(Decoding):
 
 
 class Curate(Section):
-    """Which samples are trained on. Nothing here looks at correctness."""
+    """Which samples are trained on. Nothing here looks at correctness, unless only_correct asks for it."""
 
     cut_off: Literal["drop", "keep"] = "drop"
     """What to do with completions that ran into max_new_tokens."""
@@ -97,6 +78,21 @@ class Curate(Section):
     """Drop this share of the shortest completions, in percent."""
     deduplicate: bool = True
     """Keep one of several equal completions of a problem."""
+    only_correct: bool = False
+    """Keep only samples whose program passes the tests: rejection-sampling fine-tuning (RFT), no longer SSD."""
+
+
+class Grpo(Section):
+    """GRPO with the grader as reward; needs the extra grpo. Rate, steps and LoRA are those of section train."""
+
+    num_generations: Annotated[int, Field(ge=2)] = 8
+    """Completions a prompt, drawn from the model being trained."""
+    temperature: Temperature = 1.0
+    """Of those completions."""
+    max_completion_length: Positive = 256
+    """Their token cap."""
+    beta: Annotated[float, Field(ge=0)] = 0.0
+    """Weight of the KL term against the base."""
 
 
 class Train(Section):
@@ -106,6 +102,10 @@ class Train(Section):
     """lora: 16- or 32-bit base and an adapter; qlora: base in 4-bit NF4; full: all weights, as in the paper."""
     engine: Literal["auto", "peft"] = "auto"
     """Library that builds the trained model; auto takes PEFT."""
+    target: Literal["sampled", "soft"] = "sampled"
+    """sampled: cross-entropy on the drawn tokens; soft: on the law q they were drawn from, kept while sampling."""
+    grpo: Grpo | None = None
+    """Not SSD: learn from the grader's reward with TRL's GRPO, from problems with tests. A control of `compare`."""
     max_length: Positive = 8192
     """Longest prompt + completion in tokens; longer samples are dropped and counted."""
     num_train_epochs: Rate = 1.0
@@ -157,49 +157,11 @@ class Merge(Section):
     """Number format of the merged weights; base keeps the base model's."""
 
 
-class Evaluate(Section):
-    """Base against tuned, each under its own decoding, on the same problems."""
-
-    engine: Literal["auto", "hf", "llama_cpp"] = "auto"
-    """auto: hf on a CUDA card, llama_cpp without one."""
-    n: Positive = 10
-    """Completions a problem."""
-    k: Annotated[list[Positive], Field(min_length=1)] = [1, 5]
-    """pass@k for these k; each at most n."""
-    base: Decoding = Decoding(temperature=0.7)
-    """Decoding of the base model."""
-    tuned: Decoding = Decoding(temperature=1.1)
-    """Decoding of the tuned model (T_eval)."""
-    max_new_tokens: Positive = 8192
-    """Token cap of one completion."""
-    batch_size: Positive = 16
-    """Completions that are decoded at once."""
-    seed: Seed = 1
-    """Common seed of all arms."""
-    block: Literal["last", "first", "whole"] = "last"
-    """Which fenced block is the program."""
-    sandbox: Literal["auto", "bubblewrap", "landlock", "none"] = "auto"
-    """Isolation of the graded programs; none runs them with your rights and must be asked for."""
-
-    @model_validator(mode="after")
-    def _enough_samples(self) -> Evaluate:
-        if max(self.k) > self.n:
-            raise ValueError(f"pass@{max(self.k)} needs n of at least {max(self.k)} samples a problem, n is {self.n}")
-        return self
-
-
 class Export(Section):
     """GGUF files of the merged model."""
 
     types: Annotated[list[GgufType], Field(min_length=1)] = ["q8_0", "q4_k_m"]
     """One file each, from the merged weights; quantised by llama.cpp."""
-
-
-class Report(Section):
-    """report.html and the model card."""
-
-    pairs: Annotated[int, Field(ge=0, le=50)] = 4
-    """Sample pairs (base, tuned) shown side by side."""
 
 
 class Recipe(Section):
@@ -211,6 +173,8 @@ class Recipe(Section):
     """What it is for and what was measured, for `ssd-lite recipes`."""
     threads: Positive | None = None
     """CPU threads; null measures while it works and takes what is fastest on the machine as it is then."""
+    rounds: Positive = 1
+    """Repeat sample to evaluate from the merged model so often. Above 1 is unpublished for raw SSD and may collapse."""
     model: Model
     problems: Problems = Problems()
     sample: Sample = Sample()
@@ -220,3 +184,15 @@ class Recipe(Section):
     evaluate: Evaluate = Evaluate()
     export: Export = Export()
     report: Report = Report()
+    compare: Compare = Compare()
+
+    @model_validator(mode="after")
+    def _soft_targets_are_kept(self) -> Recipe:
+        if self.train.target == "soft" and self.sample.top_k == 0:
+            raise ValueError(
+                "train.target soft needs sample.top_k above 0: without it every position keeps the whole vocabulary. "
+                "Set sample.top_k, 1000 hardly changes a law without top-k"
+            )
+        if self.train.target == "soft" and self.sample.teacher is not None:
+            raise ValueError("train.target soft and sample.teacher do not go together: q is the base's own law")
+        return self

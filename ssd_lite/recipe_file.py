@@ -170,7 +170,8 @@ def dump_recipe(recipe: Recipe) -> str:
 
 def differences(old: Recipe, new: Recipe, sections: Iterable[str] | None = None) -> list[str]:
     """`a.b: old → new` for each key that differs, limited to these top-level keys if given."""
-    chosen = set(sections) if sections is not None else set(Recipe.model_fields) - {"description"}
+    free = {"description", "rounds", "compare"}  # no file of a run depends on them
+    chosen = set(sections) if sections is not None else set(Recipe.model_fields) - free
     left, right = _flat(old.model_dump(include=chosen)), _flat(new.model_dump(include=chosen))
     return [f"{key}: {left.get(key)!r} → {right.get(key)!r}" for key in left | right if left.get(key) != right.get(key)]
 

@@ -173,15 +173,16 @@ class Prompt:
 
 @dataclass(frozen=True)
 class SamplingSettings:
-    """The whole sampling law and its budget; `top_k` 0 and `top_p` 1.0 mean off. No field has a default here.
+    """The whole sampling law and its budget; `top_k` 0, `top_p` 1.0 and `min_p` 0.0 mean off. No field has a default.
 
-    Law: temperature, then the top_k most likely tokens, then the smallest nucleus of mass top_p inside them,
-    renormalised.
+    Law: temperature, then the top_k most likely tokens, then the smallest nucleus of mass top_p inside them, then of
+    those the tokens at least `min_p` times as likely as the likeliest, renormalised.
     """
 
     temperature: float
     top_k: int
     top_p: float
+    min_p: float
     max_new_tokens: int
 
 

@@ -8,8 +8,10 @@ from pathlib import Path
 from typing import Any
 
 from ssd_lite.journal import Journal
-from ssd_lite.recipe import Decoding, Evaluate, Model, Recipe
-from ssd_lite.records import FinishReason, Grade, Problem, Sample, SamplingSettings, to_json
+from ssd_lite.recipe import Model, Recipe
+from ssd_lite.recipe_measuring import Evaluate
+from ssd_lite.recipe_section import Decoding
+from ssd_lite.records import FinishReason, Grade, Problem, Sample, to_json
 from ssd_lite.run_folder import RunFolder
 from ssd_lite.stages.arm_report import arm_numbers, compare
 
@@ -57,7 +59,7 @@ def _finish_stages(run: RunFolder) -> None:
 def _write_arm(run: RunFolder, arm: str, problems: list[Problem], rate: float) -> dict[str, Any]:
     rng = random.Random(arm)
     settings = getattr(run.recipe.evaluate, arm)
-    law = SamplingSettings(settings.temperature, settings.top_k, settings.top_p, 256)
+    law = settings.settings(256)
     samples, grades = [], []
     for problem in problems:
         for index in range(5):

@@ -17,7 +17,7 @@ def how(packaged_model):
     from ssd_lite.engines.model_source import gguf_file, hf_folder, resolve_model
 
     source = resolve_model("smollm2-135m-instruct")
-    settings = SamplingSettings(0.05, 20, 0.8, 6)
+    settings = SamplingSettings(0.05, 20, 0.8, 0.0, 6)
     return Answering(
         "llama_cpp", hf_folder(source), gguf_file(source, "q8_0"), source.weights_sha256, settings, 2, 3, 3, 1
     )
@@ -75,7 +75,7 @@ def test_take_draws_with_the_seed_and_keeps_the_order():
 @pytest.mark.parametrize(
     ("change", "words"),
     [
-        ({"settings": SamplingSettings(0.9, 20, 0.8, 6)}, "other settings"),
+        ({"settings": SamplingSettings(0.9, 20, 0.8, 0.0, 6)}, "other settings"),
         ({"seed": 4}, "another seed"),
         ({"model_hash": "other"}, "another model"),
         ({"n": 1}, "another problem set or n"),

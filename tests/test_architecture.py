@@ -21,7 +21,8 @@ HEAVY = {
 }  # fmt: skip
 MIDDLE = {"problems", "grading", "engines", "plan"}
 FOUNDATION = {
-    "records", "recipe", "recipe_file", "run_folder", "prompts", "errors", "atomic", "interrupt", "journal", "progress",
+    "records", "recipe", "recipe_section", "recipe_measuring", "recipe_file", "run_folder", "prompts",
+    "errors", "atomic", "interrupt", "journal", "progress",
     "run_lock",
 }  # fmt: skip
 COMMANDS = {"cli", "command_line", "__main__"}

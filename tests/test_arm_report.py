@@ -5,7 +5,7 @@ import pytest
 from ssd_lite.records import Grade, Problem, Sample, SamplingSettings
 from ssd_lite.stages.arm_report import arm_numbers, compare
 
-SETTINGS = SamplingSettings(0.6, 20, 0.8, 50)
+SETTINGS = SamplingSettings(0.6, 20, 0.8, 0.0, 50)
 PROBLEMS = [
     Problem(f"p{i}", ({"role": "user", "content": f"task {i}"},), difficulty=t)
     for i, t in enumerate(["easy", "easy", "hard", "hard"])

@@ -22,8 +22,8 @@ from ssd_lite.command_line.answers import Answer, answers_json
 from ssd_lite.command_line.evaluating import BLOCKS, ENGINES, SANDBOXES
 from ssd_lite.errors import Stopped, UserError
 from ssd_lite.interrupt import listen
-from ssd_lite.recipe import Evaluate
 from ssd_lite.recipe_file import load_recipe, packaged_recipes
+from ssd_lite.recipe_measuring import Evaluate
 from ssd_lite.run_folder import RunFolder
 
 STAGES = ["sample", "curate", "train", "merge", "evaluate", "export", "report"]
@@ -175,7 +175,7 @@ def test_evaluate_a_model_without_a_run(tmp_path: Path) -> None:
         other = CliRunner().invoke(main, [*words, "--top-k", "5"])
     done = json.loads(result.stdout)
     assert (done["samples"], done["seed"], done["k"]) == (2, 0, [1])
-    assert done["settings"] == {"temperature": 0.6, "top_k": 0, "top_p": 0.8, "max_new_tokens": 4}
+    assert done["settings"] == {"temperature": 0.6, "top_k": 0, "top_p": 0.8, "min_p": 0.0, "max_new_tokens": 4}
     assert other.exit_code == 2
     assert "top_k: 0 → 5" in other.stderr
 

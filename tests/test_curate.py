@@ -17,7 +17,7 @@ from ssd_lite.stages import curate as stage
 from ssd_lite.stages.curate import check_ids, choose, show, visible
 
 END, BOS = 2, 1
-LAW = SamplingSettings(1.6, 20, 0.8, 64)
+LAW = SamplingSettings(1.6, 20, 0.8, 0.0, 64)
 
 
 class Words:

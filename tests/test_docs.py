@@ -20,7 +20,8 @@ from pydantic.fields import FieldInfo
 from pydantic_core import PydanticUndefined
 
 from ssd_lite.cli import main
-from ssd_lite.recipe import Decoding, Recipe, Section
+from ssd_lite.recipe import Recipe
+from ssd_lite.recipe_section import Decoding, Section
 
 ROOT = Path(__file__).resolve().parents[1]
 PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
@@ -45,6 +46,17 @@ def _is_section(annotation: Any) -> bool:
     return isinstance(annotation, type) and issubclass(annotation, BaseModel)
 
 
+def _inner_sections() -> dict[str, type[Section]]:
+    """Sections inside sections: `train.grpo`, an item of `evaluate.guard`, `compare.grid`."""
+    found: dict[str, type[Section]] = {}
+    for name, section in Recipe.model_fields.items():
+        if _is_section(section.annotation):
+            for key, field in section.annotation.model_fields.items():
+                inner = [a for a in (field.annotation, *typing.get_args(field.annotation)) if _is_section(a)]
+                found |= {f"{name}.{key}": a for a in inner if a is not Decoding}
+    return found
+
+
 def _type_text(annotation: Any) -> str:
     if typing.get_origin(annotation) is typing.Literal:
         return ", ".join(map(str, typing.get_args(annotation)))
@@ -56,6 +68,8 @@ def _type_text(annotation: Any) -> str:
         return f"list of {_type_text(typing.get_args(annotation)[0])}"
     if typing.get_args(annotation):
         return " or ".join(map(_type_text, typing.get_args(annotation)))
+    if _is_section(annotation):
+        return "section"
     return {"str": "text", "int": "whole number", "float": "number", "bool": "true, false"}[annotation.__name__]
 
 
@@ -77,6 +91,8 @@ def _bounds_text(field: FieldInfo) -> str:
 def _default_text(field: FieldInfo) -> str:
     if field.default is PydanticUndefined:
         return "needed"
+    if isinstance(field.default, Section) and not isinstance(field.default, Decoding):
+        return "see below"
     if isinstance(field.default, Decoding):
         inner = ", ".join(f"{key}: {value}" for key, value in field.default.model_dump().items())
         return f"`{{{inner}}}`"
@@ -107,6 +123,8 @@ def recipe_page() -> str:
         if isinstance(field.annotation, type) and issubclass(field.annotation, Section):
             said = " ".join((field.annotation.__doc__ or "").split())
             parts.append(f"## {name}\n{said}\n\n{_table(field.annotation)}")
+    for name, inner in _inner_sections().items():
+        parts.append(f"## {name}\n{' '.join((inner.__doc__ or '').split())}\n\n{_table(inner)}")
     decoding = " ".join((Decoding.__doc__ or "").split())
     parts.append(f"## A decoding\nThe value of `evaluate.base` and `evaluate.tuned`. {decoding}\n\n{_table(Decoding)}")
     return "\n\n".join(part.rstrip() for part in parts) + "\n"
@@ -119,7 +137,7 @@ def test_the_recipe_page_is_what_recipe_py_says() -> None:
 def test_every_key_has_a_meaning() -> None:
     without = [
         f"{section.__name__}.{name}"
-        for section in [*(f.annotation for f in Recipe.model_fields.values()), Decoding]
+        for section in [*(f.annotation for f in Recipe.model_fields.values()), *_inner_sections().values(), Decoding]
         if isinstance(section, type) and issubclass(section, Section)
         for name, field in section.model_fields.items()
         if not field.description

@@ -9,7 +9,7 @@ from ssd_lite.engines.law import derived_seed, survivors
 from ssd_lite.engines.sampler import Request, SamplerOptions, open_sampler
 from ssd_lite.records import Prompt, SamplingSettings
 
-LAW = SamplingSettings(temperature=1.6, top_k=20, top_p=0.8, max_new_tokens=1)
+LAW = SamplingSettings(temperature=1.6, top_k=20, top_p=0.8, min_p=0.0, max_new_tokens=1)
 TASKS = (
     "Write a Python function that returns the larger of two numbers.",
     "Explain what a list is.",

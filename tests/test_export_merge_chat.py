@@ -61,7 +61,7 @@ def test_merge_writes_a_model_with_its_card_and_is_done_once(run: RunFolder) -> 
     assert resolve_model(str(run.merged)).weights_sha256 == summary["weights_sha256"]
     card = (run.merged / "README.md").read_text()
     assert card.startswith("---\nlicense: apache-2.0\n")
-    for words in ("steps 3", "final_loss 1.25", "temperature 1.1, then top-k 20", "Not measured.", "lora_r: 16"):
+    for words in ("steps 3", "final_loss 1.25", "temperature 1.1, top-k 20", "Not measured.", "lora_r: 16"):
         assert words in card
     before = (run.merged / "model.safetensors").stat().st_mtime_ns
     assert merge(run) == summary
@@ -183,7 +183,7 @@ def _conversation(answer: bytes) -> tuple[Conversation, _Words]:
     from ssd_lite.records import SamplingSettings
 
     words = _Words(answer)
-    return Conversation(words, words, SamplingSettings(1.0, 20, 0.8, 20), 7), words  # type: ignore[arg-type]
+    return Conversation(words, words, SamplingSettings(1.0, 20, 0.8, 0.0, 20), 7), words  # type: ignore[arg-type]
 
 
 def test_a_character_of_several_tokens_comes_whole() -> None:

@@ -11,9 +11,10 @@ import pytest
 from tiny_models import LLAMA3_ROPE, hf_logits, llama_logits, packaged_folder, save_tiny
 
 from ssd_lite.engines.gguf_read import open_gguf, write_folder
-from ssd_lite.engines.gguf_write import Decoding, write_gguf
+from ssd_lite.engines.gguf_write import write_gguf
 from ssd_lite.engines.model_folder import ModelFolder
 from ssd_lite.errors import UserError
+from ssd_lite.recipe_section import Decoding
 
 pytest.importorskip("llama_cpp")
 MODELS = {
@@ -72,7 +73,7 @@ def test_one_dimensional_tensors_stay_float32_and_a_tied_head_is_left_out(tmp_pa
 
 def test_decoding_and_end_tokens_are_in_the_metadata(tmp_path: Path) -> None:
     folder = save_tiny(tmp_path / "model")
-    write_gguf(folder, tmp_path / "m.gguf", "f16", decoding=Decoding(1.1, 20, 0.8))
+    write_gguf(folder, tmp_path / "m.gguf", "f16", decoding=Decoding(temperature=1.1, top_k=20, top_p=0.8))
     fields = open_gguf(tmp_path / "m.gguf").fields
     assert fields["tokenizer.ggml.eos_token_id"] == 2
     assert fields["tokenizer.ggml.eot_token_id"] == 0

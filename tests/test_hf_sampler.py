@@ -13,7 +13,7 @@ from ssd_lite.errors import UserError
 from ssd_lite.records import Prompt, SamplingSettings
 
 END = 1
-SETTINGS = SamplingSettings(temperature=1.0, top_k=20, top_p=0.9, max_new_tokens=12)
+SETTINGS = SamplingSettings(temperature=1.0, top_k=20, top_p=0.9, min_p=0.0, max_new_tokens=12)
 
 
 @pytest.fixture(scope="module")
@@ -54,7 +54,7 @@ def test_an_end_token_stands_last_and_only_where_the_model_stopped(folder):
     # A third of the vocabulary ends a completion here, so that both reasons occur.
     ends = tuple(range(100))
     sampler = HfSampler(folder, SamplerOptions(4, 1, ends, 0))
-    short = SamplingSettings(1.0, 0, 1.0, 3)
+    short = SamplingSettings(1.0, 0, 1.0, 0.0, 3)
     reasons = set()
     for completion in sampler.sample(requests([4, 7], n=12), short, lambda n: None):
         reasons.add(completion.finish_reason)

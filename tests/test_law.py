@@ -13,7 +13,7 @@ Array = npt.NDArray[np.float32]
 
 
 def settings(temperature: float = 1.0, k: int = 20, p: float = 0.8) -> SamplingSettings:
-    return SamplingSettings(temperature, k, p, 1)
+    return SamplingSettings(temperature, k, p, 0.0, 1)
 
 
 def random_logits(rows: int, vocabulary: int, seed: int = 0, spread: float = 3.0) -> Array:
@@ -178,3 +178,18 @@ def test_a_derived_seed_depends_on_seed_problem_and_index_alone() -> None:
     assert all(0 <= seed < 2**63 for seed in forward.values())
     # A fixed value: runs that were started with an older version must go on with the same draws.
     assert derived_seed(0, "a", 0) == 5377369291220743188
+
+
+def test_min_p_keeps_what_is_near_the_likeliest_after_the_nucleus() -> None:
+    logits = np.log(np.array([[0.5, 0.3, 0.12, 0.08]]))
+    settings = SamplingSettings(temperature=1.0, top_k=0, top_p=0.9, min_p=0.3, max_new_tokens=1)
+    # The nucleus of 0.9 keeps three; 0.12 is below 0.3 * 0.5, so two are left: 0.5 and 0.3, renormalised.
+    assert survivors(logits, settings).probs.tolist() == [pytest.approx([0.625, 0.375, 0.0, 0.0])]
+
+
+def test_min_p_off_changes_nothing() -> None:
+    logits = np.random.default_rng(3).normal(size=(5, 50))
+    off = survivors(logits, SamplingSettings(0.9, 20, 0.9, 0.0, 1))
+    tiny = survivors(logits, SamplingSettings(0.9, 20, 0.9, 1e-9, 1))
+    assert np.array_equal(off.ids, tiny.ids)
+    assert np.allclose(off.probs, tiny.probs, atol=1e-12)

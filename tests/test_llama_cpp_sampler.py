@@ -20,8 +20,8 @@ TASKS = {
     "capital": "What is the capital of France?",
 }
 # A low temperature leaves the draw to chance so rarely that the last bits of the logits do not matter.
-NEARLY_GREEDY = SamplingSettings(0.05, 20, 0.8, 24)
-HOT = SamplingSettings(1.1, 20, 0.95, 12)
+NEARLY_GREEDY = SamplingSettings(0.05, 20, 0.8, 0.0, 24)
+HOT = SamplingSettings(1.1, 20, 0.95, 0.0, 12)
 
 
 @pytest.fixture(scope="module")
@@ -89,7 +89,7 @@ def test_a_completion_ends_with_an_end_token_or_at_the_cap(open_sampler, prompts
 
 
 def test_one_token_is_a_whole_completion(open_sampler, prompts) -> None:
-    one = SamplingSettings(1.1, 20, 0.95, 1)
+    one = SamplingSettings(1.1, 20, 0.95, 0.0, 1)
     found = list(open_sampler(2).sample(requests_for(prompts, 3), one, lambda _: None))
     assert [len(c.ids) for c in found] == [1] * 9
 

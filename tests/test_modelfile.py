@@ -6,7 +6,7 @@ import re
 
 import pytest
 
-from ssd_lite.recipe import Decoding
+from ssd_lite.recipe_section import Decoding
 from ssd_lite.stages.modelfile import TurnFormat, learn_format, modelfile
 
 CHATML = (

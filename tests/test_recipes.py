@@ -7,8 +7,9 @@ from typing import Any
 import pytest
 import yaml
 
-from ssd_lite.recipe import Decoding, Recipe
+from ssd_lite.recipe import Recipe
 from ssd_lite.recipe_file import load_recipe, packaged_recipes
+from ssd_lite.recipe_section import Decoding
 
 RECIPES = packaged_recipes()
 FOR_CARDS = [name for name in RECIPES if name.endswith("gb")]

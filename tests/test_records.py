@@ -35,7 +35,7 @@ SAMPLE = Sample(
     finish_reason="stop",
     entropy_nats=0.1 + 0.2,
     seed=2**63 - 1,
-    settings=SamplingSettings(1.6, 20, 0.8, 256),
+    settings=SamplingSettings(1.6, 20, 0.8, 0.0, 256),
     engine="hf",
     model_hash="0" * 64,
 )

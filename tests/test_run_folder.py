@@ -12,7 +12,7 @@ from ssd_lite.recipe import Recipe
 from ssd_lite.recipe_file import load_recipe
 from ssd_lite.run_folder import STAGE_SECTIONS, RunFolder
 
-SECTIONS = [name for name in Recipe.model_fields if name not in ("name", "description", "threads")]
+SECTIONS = [name for name in Recipe.model_fields if name not in ("name", "description", "threads", "rounds", "compare")]
 
 
 def recipe(*settings: str) -> Recipe:

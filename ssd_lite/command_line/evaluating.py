@@ -47,6 +47,9 @@ def sandbox_options(command: Callable[..., Any]) -> Callable[..., Any]:
 @click.option("--temperature", type=float, metavar="T", help="Decoding temperature; needed with --model.")
 @click.option("--top-k", type=int, metavar="K", help="Keep the K most likely tokens; 0 = off.")
 @click.option("--top-p", type=float, metavar="P", help="Keep the smallest set of mass P; 1 = off.")
+@click.option(
+    "--min-p", type=float, metavar="P", help="Keep tokens at least P times as likely as the likeliest; 0 = off."
+)
 @click.option("--max-new-tokens", type=int, metavar="N", help="Token cap of a completion.")
 @click.option("--engine", type=ENGINES, help="auto: hf on a CUDA card, llama_cpp without one.")
 @click.option("--gguf-type", metavar="TYPE", help="Type of the GGUF that llama.cpp runs for a folder; default f16.")
@@ -97,10 +100,10 @@ def _evaluate_model(given: dict[str, Any]) -> Answer:
 
 def _as_recipe(given: dict[str, Any]) -> Recipe:
     """The options as a recipe, so that one place checks them and one place holds their defaults."""
-    from ssd_lite.recipe import Evaluate
     from ssd_lite.recipe_file import validate
+    from ssd_lite.recipe_measuring import Evaluate
 
-    law = {key: given[key] for key in ("temperature", "top_k", "top_p") if key in given}
+    law = {key: given[key] for key in ("temperature", "top_k", "top_p", "min_p") if key in given}
     plain = ("n", "max_new_tokens", "engine", "batch_size", "seed", "block", "sandbox")
     section: dict[str, Any] = {"base": law, **{key: given[key] for key in plain if key in given}}
     if "unsafe_sandbox" in given:

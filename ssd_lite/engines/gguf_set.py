@@ -7,10 +7,11 @@ import time
 from collections.abc import Mapping
 from pathlib import Path
 
-from ssd_lite.engines.gguf_write import PLAIN_TYPES, Decoding, write_gguf
+from ssd_lite.engines.gguf_write import PLAIN_TYPES, write_gguf
 from ssd_lite.engines.model_cache import check_space, only_writer
 from ssd_lite.engines.model_folder import ModelFolder
 from ssd_lite.engines.quantise import FILE_TYPES, quantise
+from ssd_lite.recipe_section import Decoding
 
 
 def write_gguf_set(

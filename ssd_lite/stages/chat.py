@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from ssd_lite.errors import UserError
-from ssd_lite.recipe import Decoding
+from ssd_lite.recipe_section import Decoding
 from ssd_lite.records import Message, SamplingSettings
 from ssd_lite.run_folder import RunFolder
 
@@ -104,10 +104,14 @@ def _model(
     gguf: Path, folder: Path, decoding: Decoding, title: str, options: ChatOptions, run: RunFolder | None
 ) -> ChatModel:
     limit = options.max_new_tokens or (run.recipe.evaluate.max_new_tokens if run else 1024)
-    settings = SamplingSettings(decoding.temperature, decoding.top_k, decoding.top_p, limit)
-    law = f"temperature {decoding.temperature}, top-k {decoding.top_k or 'off'}, top-p {decoding.top_p}"
     threads = options.threads or (run.recipe.threads if run else None)
-    return ChatModel(gguf, folder, settings, f"{title} · {law} · Ctrl-C stops a reply, Ctrl-D ends", threads)
+    return ChatModel(
+        gguf,
+        folder,
+        decoding.settings(limit),
+        f"{title} · {decoding.words()} · Ctrl-C stops a reply, Ctrl-D ends",
+        threads,
+    )
 
 
 class Conversation:

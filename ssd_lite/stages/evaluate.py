@@ -10,8 +10,8 @@ from typing import TYPE_CHECKING, Any
 from ssd_lite.atomic import write_json
 from ssd_lite.grading.grader import Grader
 from ssd_lite.problems.named import load_problems
-from ssd_lite.recipe import Decoding, Recipe
-from ssd_lite.records import SamplingSettings
+from ssd_lite.recipe import Recipe
+from ssd_lite.recipe_section import Decoding
 from ssd_lite.run_folder import ArmFolder, RunFolder
 from ssd_lite.stages.answers import Answering, take
 from ssd_lite.stages.arm import Arm, describe
@@ -99,7 +99,7 @@ def _answering(recipe: Recipe, model: Weights, decoding: Decoding) -> Answering:
         folder=model.folder,
         weights=model.file,
         model_hash=model.sha256,
-        settings=SamplingSettings(decoding.temperature, decoding.top_k, decoding.top_p, settings.max_new_tokens),
+        settings=decoding.settings(settings.max_new_tokens),
         n=settings.n,
         seed=settings.seed,
         batch_size=settings.batch_size,

@@ -10,7 +10,7 @@ from typing import Any, get_args
 
 from ssd_lite.atomic import write_text
 from ssd_lite.errors import UserError
-from ssd_lite.recipe import Decoding, GgufType
+from ssd_lite.recipe_section import Decoding, GgufType
 from ssd_lite.run_folder import RunFolder
 from ssd_lite.stages.modelfile import learn_format, modelfile
 
@@ -58,9 +58,7 @@ def tuned_gguf(run: RunFolder, gguf_type: str) -> Path:
     path = _gguf_path(run.gguf, run.recipe.name, gguf_type)
     run.gguf.mkdir(exist_ok=True)
     _claim(path, run.merged, run.recipe.evaluate.tuned)
-    return gguf_file(
-        run.merged, gguf_type, path, decoding=_written(run.recipe.evaluate.tuned), threads=run.recipe.threads
-    )
+    return gguf_file(run.merged, gguf_type, path, decoding=run.recipe.evaluate.tuned, threads=run.recipe.threads)
 
 
 def _gguf_path(folder: Path, name: str, gguf_type: str) -> Path:
@@ -82,12 +80,6 @@ def _claim(path: Path, folder: Path, decoding: Decoding | None) -> None:
     write_text(note, json.dumps(origin) + "\n")
 
 
-def _written(decoding: Decoding | None) -> Any:
-    from ssd_lite.engines.gguf_write import Decoding as WrittenDecoding
-
-    return None if decoding is None else WrittenDecoding(decoding.temperature, decoding.top_k, decoding.top_p)
-
-
 def _write(
     folder: Path, types: Sequence[str], out: Path, name: str, *, decoding: Decoding | None, threads: int | None
 ) -> dict[str, Any]:
@@ -105,7 +97,7 @@ def _write(
     paths = {gguf_type: _gguf_path(out, name, gguf_type) for gguf_type in types}
     for path in paths.values():
         _claim(path, folder, decoding)
-    seconds = write_gguf_set(folder, paths, decoding=_written(decoding), threads=threads)
+    seconds = write_gguf_set(folder, paths, decoding=decoding, threads=threads)
     for path in paths.values():
         check_vocabulary(path, folder)
     files = [

@@ -57,10 +57,8 @@ def _origin(base: Mapping[str, Any]) -> str:
 
 def _decoding(run: RunFolder) -> str:
     tuned = run.recipe.evaluate.tuned
-    return (
-        f"temperature {tuned.temperature}, then top-k {tuned.top_k or 'off'}, then top-p {tuned.top_p}; "
-        "no min-p, no penalties. Other settings are another model."
-    )
+    no_min_p = "" if tuned.min_p else "no min-p, "
+    return f"{tuned.words()}, in this order; {no_min_p}no penalties. Other settings are another model."
 
 
 def _counts(stages: Mapping[str, Any], merged: Mapping[str, Any]) -> str:

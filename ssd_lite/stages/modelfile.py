@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
-from ssd_lite.recipe import Decoding
+from ssd_lite.recipe_section import Decoding
 from ssd_lite.records import Message
 
 Render = Callable[[Sequence[Message]], str]
@@ -132,5 +132,6 @@ def modelfile(gguf_name: str, form: TurnFormat | None, stops: Sequence[str], dec
             f"PARAMETER top_k {decoding.top_k}",
             f"PARAMETER top_p {decoding.top_p}",
         ]
-    lines += ["PARAMETER min_p 0", "PARAMETER repeat_penalty 1"]
+    min_p = decoding.min_p if decoding is not None else 0.0
+    lines += [f"PARAMETER min_p {min_p:g}", "PARAMETER repeat_penalty 1"]
     return "\n".join(lines) + "\n"

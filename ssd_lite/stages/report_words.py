@@ -53,7 +53,8 @@ def size(count_bytes: float) -> str:
 def law(settings: Mapping[str, Any]) -> str:
     """A decoding in one line; 0 and 1.0 are off."""
     top_p = "off" if settings["top_p"] == 1 else f"{settings['top_p']:g}"
-    return f"T {settings['temperature']:g}, top-k {settings['top_k'] or 'off'}, top-p {top_p}"
+    min_p = f", min-p {settings['min_p']:g}" if settings.get("min_p") else ""
+    return f"T {settings['temperature']:g}, top-k {settings['top_k'] or 'off'}, top-p {top_p}{min_p}"
 
 
 def figure_rows(findings: Findings) -> list[tuple[str, list[str], str]]:

@@ -49,9 +49,7 @@ def _answering(run: RunFolder) -> Answering:
         folder=folder,
         weights=base_weights(engine, folder, run),
         model_hash=source.weights_sha256,
-        settings=SamplingSettings(
-            recipe.sample.temperature, recipe.sample.top_k, recipe.sample.top_p, recipe.sample.max_new_tokens
-        ),
+        settings=recipe.sample.settings(recipe.sample.max_new_tokens),
         n=recipe.sample.n,
         seed=recipe.sample.seed,
         batch_size=recipe.sample.batch_size,
@@ -70,7 +68,7 @@ def base_weights(engine: str, folder: Path, run: RunFolder) -> Path:
 
 
 def _warnings(settings: SamplingSettings) -> list[str]:
-    if settings.top_k == 0 and settings.top_p == 1.0:
+    if settings.top_k == 0 and settings.top_p == 1.0 and settings.min_p == 0.0:
         return [
             "Without truncation SSD ideally only changes the temperature, which decoding could do without training "
             "(set sample.top_k or sample.top_p)."
