@@ -51,10 +51,28 @@ class Sample(Decoding):
     """Completions that are decoded at once."""
     seed: Seed = 0
     """With the problem and the sample index it fixes every draw."""
+    targets: Literal["auto", "keep", "drop"] = "auto"
+    """Keep the law q of every drawn token in targets/: train.target soft needs it, the loss's terms show it. auto keeps
+    it up to top_k 64."""
     teacher: str | None = None
     """Another model that answers instead of the base (distillation): packaged name, folder, GGUF or Hub id."""
     null_arm: bool = False
     """Allow T = 1 without truncation, whose expected gradient is zero: the null arm of a comparison."""
+
+    @property
+    def keeps_targets(self) -> bool:
+        """Whether the laws are kept: asked for, or few enough tokens a position; never those of another model."""
+        wanted = self.targets == "keep" or (self.targets == "auto" and 0 < self.top_k <= 64)
+        return wanted and self.teacher is None
+
+    @model_validator(mode="after")
+    def _targets_have_a_bound(self) -> Sample:
+        if self.targets == "keep" and not 0 < self.top_k < 2**16:
+            raise ValueError(
+                "targets: keep needs top_k between 1 and 65535, or every position keeps the whole vocabulary. "
+                "Set sample.top_k; 1000 hardly changes a law without top-k"
+            )
+        return self
 
     @model_validator(mode="after")
     def _has_a_gradient(self) -> Sample:
@@ -188,11 +206,11 @@ class Recipe(Section):
 
     @model_validator(mode="after")
     def _soft_targets_are_kept(self) -> Recipe:
-        if self.train.target == "soft" and self.sample.top_k == 0:
-            raise ValueError(
-                "train.target soft needs sample.top_k above 0: without it every position keeps the whole vocabulary. "
-                "Set sample.top_k, 1000 hardly changes a law without top-k"
-            )
         if self.train.target == "soft" and self.sample.teacher is not None:
             raise ValueError("train.target soft and sample.teacher do not go together: q is the base's own law")
+        if self.train.target == "soft" and not self.sample.keeps_targets:
+            raise ValueError(
+                "train.target soft needs the laws of the samples. "
+                "Set sample.targets: keep, with a sample.top_k (1000 hardly changes a law without top-k)"
+            )
         return self

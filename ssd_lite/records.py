@@ -187,11 +187,22 @@ class SamplingSettings:
 
 
 @dataclass(frozen=True)
+class Span:
+    """A piece of a file: `length` bytes from `offset`, with their CRC-32."""
+
+    offset: int
+    length: int
+    crc: int
+
+
+@dataclass(frozen=True)
 class Sample:
     """One completion as sampled. `completion_ids` ends with the end token exactly where `finish_reason` is "stop".
 
     `completion` is the text without control tokens; `entropy_nats` the mean entropy of the laws its tokens were drawn
-    from; `seed` the derived seed of this `(problem_id, index)`; `settings` the resolved settings the engine used.
+    from, `survivors` the mean number of tokens those laws left, None where nobody counted; `seed` the derived seed of
+    this `(problem_id, index)`; `settings` the resolved settings the engine used; `targets` where the laws themselves
+    are kept, None where they are not.
     """
 
     problem_id: str
@@ -205,6 +216,8 @@ class Sample:
     settings: SamplingSettings
     engine: str
     model_hash: str
+    survivors: float | None = None
+    targets: Span | None = None
 
     @property
     def key(self) -> tuple[str, int]:
@@ -233,9 +246,11 @@ def to_json(record: Sample | Grade) -> dict[str, Json]:
 
 def sample_from_json(value: Mapping[str, Json]) -> Sample:
     """Read a Sample back from its JSON object."""
-    body = {item.name: value[item.name] for item in dataclasses.fields(Sample)}
+    optional = {"survivors": None, "targets": None}
+    body = {item.name: {**optional, **value}[item.name] for item in dataclasses.fields(Sample)}
     body["prompt_ids"], body["completion_ids"] = tuple(body["prompt_ids"]), tuple(body["completion_ids"])
     body["settings"] = SamplingSettings(**body["settings"])
+    body["targets"] = Span(**body["targets"]) if body["targets"] is not None else None
     return Sample(**body)
 
 

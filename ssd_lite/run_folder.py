@@ -50,6 +50,7 @@ class RunFolder:
         self.log_file = path / "log.txt"
         self.metrics = path / "metrics.jsonl"
         self.samples = path / "samples.jsonl"
+        self.targets = path / "targets" / "samples.bin"
         self.train_rows = path / "train.jsonl"
         self.checkpoints = path / "checkpoints"
         self.adapter = path / "adapter"

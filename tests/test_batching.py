@@ -13,6 +13,7 @@ from transformers import AutoModelForCausalLM
 from ssd_lite.engines.batching import BatchShape, MicroBatches, TrainingRow, collate, plan_batches, sample_order
 from ssd_lite.engines.loss_model import LossModel
 from ssd_lite.engines.peft_model import build_model
+from ssd_lite.engines.targets import Targets
 from ssd_lite.recipe import Train
 
 
@@ -62,9 +63,12 @@ def test_collate_trains_the_completion_and_nothing_else() -> None:
 
 
 def test_soft_targets_stand_beside_hard_ones() -> None:
-    soft = TrainingRow((5,), (8, 9), np.array([[8, 1], [9, 2]]), np.array([[0.75, 0.25], [1.0, 0.0]]))
+    targets = Targets(
+        np.array([2, 1], np.uint16), np.array([8, 1, 9], np.uint32), np.array([0.75, 0.25, 1], np.float32)
+    )
+    soft = TrainingRow((5,), (8, 9), targets, soft=True)
     batch = collate([TrainingRow((4,), (3,)), soft], 3)
-    assert batch["target_ids"].tolist() == [[3, 0], [8, 1], [9, 2]]
+    assert batch["target_ids"].tolist() == [[3, 0], [8, 1], [9, 0]]
     assert batch["target_probs"].tolist() == [[1, 0], [0.75, 0.25], [1, 0]]
 
 

@@ -21,7 +21,7 @@ CHILD = """
 import sys, time
 from pathlib import Path
 from test_trainer import go, small
-from ssd_lite.engines.sample_trainer import StepWatch
+from ssd_lite.engines.step_watch import StepWatch
 original = StepWatch.finish_step
 def slow(self, *args):
     time.sleep(float(sys.argv[2]))

@@ -91,18 +91,18 @@ def test_a_bad_row_names_its_line(tmp_path: Path, line: str) -> None:
     file = tmp_path / "train.jsonl"
     file.write_text('{"prompt_ids": [1], "completion_ids": [2]}\n' + line + "\n")
     with pytest.raises(UserError, match="no training row") as error:
-        read_rows(file, 10)
+        read_rows(file, 10, tmp_path / "targets")
     assert error.value.where.endswith("train.jsonl:2")
 
 
 def test_a_row_above_the_maximum_is_refused(tmp_path: Path) -> None:
     file = tmp_path / "train.jsonl"
     file.write_text('{"prompt_ids": [1], "completion_ids": [2, 3]}\n')
-    assert len(read_rows(file, 3)[0]) == 3
+    assert len(read_rows(file, 3, tmp_path / "targets")[0]) == 3
     with pytest.raises(UserError, match=r"3 tokens, above train\.max_length 2"):
-        read_rows(file, 2)
+        read_rows(file, 2, tmp_path / "targets")
 
 
 def test_missing_rows(tmp_path: Path) -> None:
     with pytest.raises(UserError, match="cannot be read"):
-        read_rows(tmp_path / "train.jsonl", 2)
+        read_rows(tmp_path / "train.jsonl", 2, tmp_path / "targets")

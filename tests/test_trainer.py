@@ -18,6 +18,7 @@ from ssd_lite.engines.batching import TrainingRow
 from ssd_lite.engines.checkpoints import check_writable, newest_whole
 from ssd_lite.engines.peft_model import BaseModel
 from ssd_lite.engines.sample_trainer import Schedule
+from ssd_lite.engines.targets import Targets
 from ssd_lite.engines.trainer import TrainingFiles, train_model
 from ssd_lite.errors import Stopped, UserError
 from ssd_lite.journal import read_records
@@ -104,18 +105,22 @@ def test_full_fine_tuning_writes_the_checkpoints_names(place: Path) -> None:
     assert summary["change_norm"] == pytest.approx(squares**0.5, rel=1e-4)
 
 
-def test_soft_targets_log_the_terms_which_add_up_to_the_loss(place: Path) -> None:
+@pytest.mark.parametrize("soft", [True, False])
+def test_kept_laws_log_the_terms_which_add_up_to_the_expected_loss(place: Path, soft: bool) -> None:
     import numpy as np
 
     rows = []
     for row in random_rows(8):
         count = len(row.completion_ids)
         ids = np.stack([np.array(row.completion_ids), (np.array(row.completion_ids) + 1) % 300], axis=1)
-        rows.append(TrainingRow(row.prompt_ids, row.completion_ids, ids, np.tile([0.7, 0.3], (count, 1))))
+        probs = np.tile(np.array([0.7, 0.3], np.float32), count)
+        targets = Targets(np.full(count, 2, np.uint16), ids.flatten().astype(np.uint32), probs)
+        rows.append(TrainingRow(row.prompt_ids, row.completion_ids, targets, soft=soft))
     go(place / "run", small(), rows, temperature=1.6)
     for step in read_records(place / "run" / "metrics.jsonl"):
         parts = sum(step[name] for name in ("support_compression", "reshaping", "alignment", "target_entropy"))
-        assert parts == pytest.approx(step["loss"], rel=1e-5)
+        assert parts == pytest.approx(step["expected_loss"], rel=1e-5)
+        assert (step["expected_loss"] == pytest.approx(step["loss"], rel=1e-5)) is soft
         assert 0 < step["kept"] < 1
 
 

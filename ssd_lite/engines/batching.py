@@ -11,19 +11,21 @@ import torch
 from torch import Tensor
 from torch.utils.data import Dataset
 
+from ssd_lite.engines.targets import Targets
+
 
 @dataclass(frozen=True)
 class TrainingRow:
     """One sample to train on, ids exactly as sampled.
 
-    `target_ids` and `target_probs`, both `[len(completion_ids), k]`, are the teacher's survivors at each completion
-    position for soft targets, padded with prob 0; None trains on the completion's own ids.
+    `targets` are the teacher's laws at the completion's positions, None where they were not kept. `soft` trains on
+    them, and needs them; else the completion's own ids are trained, and the laws only serve the terms of the loss.
     """
 
     prompt_ids: tuple[int, ...]
     completion_ids: tuple[int, ...]
-    target_ids: np.ndarray | None = None
-    target_probs: np.ndarray | None = None
+    targets: Targets | None = None
+    soft: bool = False
 
     def __len__(self) -> int:
         return len(self.prompt_ids) + len(self.completion_ids)
@@ -84,7 +86,8 @@ def collate(rows: Sequence[TrainingRow], step_tokens: int) -> dict[str, Tensor]:
     """Tensors of one micro-batch, padded on the right.
 
     `input_ids` `[B, L]` · `positions` `[N]`: places in the flattened `[B * L]` hidden states whose next token is
-    trained · `target_ids`, `target_probs` `[N, k]` · `step_tokens` and `input_tokens` (padding not counted), scalars.
+    trained · `target_ids`, `target_probs` `[N, k]`, what is trained on · `teacher_probs` `[N, k]`, the teacher's law on
+    the same ids, only where every row keeps it · `step_tokens` and `input_tokens` (padding not counted), scalars.
     No attention mask is needed: under causal attention no real token sees the padding to its right, and padding has
     no target. So the pad id has no meaning, and 0 is taken.
     """
@@ -95,32 +98,35 @@ def collate(rows: Sequence[TrainingRow], step_tokens: int) -> dict[str, Tensor]:
         input_ids[number, : len(row)] = torch.tensor(row.prompt_ids + row.completion_ids)
         first = number * length + len(row.prompt_ids) - 1
         positions.append(torch.arange(first, first + len(row.completion_ids)))
-    target_ids, target_probs = _targets(rows)
     return {
         "input_ids": input_ids,
         "positions": torch.cat(positions),
-        "target_ids": target_ids,
-        "target_probs": target_probs,
+        **_targets(rows),
         "step_tokens": torch.tensor(step_tokens),
         "input_tokens": torch.tensor(sum(len(row) for row in rows)),
     }
 
 
-def _targets(rows: Sequence[TrainingRow]) -> tuple[Tensor, Tensor]:
-    soft = [row for row in rows if row.target_ids is not None]
-    width = max((row.target_ids.shape[1] for row in soft if row.target_ids is not None), default=1)
+def _targets(rows: Sequence[TrainingRow]) -> dict[str, Tensor]:
+    width = max((int(row.targets.counts.max()) for row in rows if row.targets is not None), default=1)
     count = sum(len(row.completion_ids) for row in rows)
-    ids, probs = torch.zeros(count, width, dtype=torch.long), torch.zeros(count, width)
+    ids, trained, teacher = torch.zeros(count, width, dtype=torch.long), torch.zeros(count, width), []
     at = 0
     for row in rows:
-        end = at + len(row.completion_ids)
-        if row.target_ids is None or row.target_probs is None:
-            ids[at:end, 0], probs[at:end, 0] = torch.tensor(row.completion_ids), 1.0
+        part = slice(at, at + len(row.completion_ids))
+        drawn = torch.tensor(row.completion_ids)
+        if row.targets is None:
+            ids[part, 0], trained[part, 0] = drawn, 1.0
         else:
-            ids[at:end, : row.target_ids.shape[1]] = torch.from_numpy(row.target_ids.astype(np.int64))
-            probs[at:end, : row.target_probs.shape[1]] = torch.from_numpy(row.target_probs.astype(np.float32))
-        at = end
-    return ids, probs
+            row_ids, row_probs = map(torch.from_numpy, row.targets.padded(width))
+            ids[part] = row_ids
+            # Padding has id 0, which may be the drawn token: only survivors can match.
+            matches = (row_ids == drawn[:, None]) & (row_probs > 0)
+            trained[part] = row_probs if row.soft else matches.float()
+            teacher.append(row_probs)
+        at = part.stop
+    found = {"target_ids": ids, "target_probs": trained}
+    return {**found, "teacher_probs": torch.cat(teacher)} if len(teacher) == len(rows) > 0 else found
 
 
 class MicroBatches(Dataset[dict[str, Tensor]]):

@@ -13,6 +13,7 @@ from transformers import AutoModelForCausalLM, GenerationConfig, LogitsProcessor
 
 from ssd_lite.engines.law import Survivors, Uniforms, survivors, truncate
 from ssd_lite.engines.sampler import Completion, CountTokens, Engine, Request, SamplerOptions, check_lengths
+from ssd_lite.engines.targets import TargetsBuilder
 from ssd_lite.engines.threads import ThreadTuner
 from ssd_lite.errors import Stopped, UserError
 from ssd_lite.records import SamplingSettings
@@ -40,7 +41,7 @@ class HfSampler:
         batch_size = self._options.batch_size
         while waiting:
             batch = waiting[:batch_size]
-            draw = _Draw(batch, settings, self._options.end_ids, count_tokens, self._tuner)
+            draw = _Draw(batch, settings, self._options, count_tokens, self._tuner)
             try:
                 self._generate(batch, settings, draw)
             except Stopped:
@@ -110,15 +111,16 @@ class _Draw(LogitsProcessor):  # type: ignore[misc]
         self,
         batch: Sequence[Request],
         settings: SamplingSettings,
-        end_ids: Sequence[int],
+        options: SamplerOptions,
         count_tokens: CountTokens,
         tuner: ThreadTuner,
     ) -> None:
         self._batch, self._settings, self._count, self._tuner = batch, settings, count_tokens, tuner
-        self._end_ids = frozenset(end_ids)
+        self._end_ids = frozenset(options.end_ids)
         self._uniforms = [Uniforms(request.seed) for request in batch]
         self._ids: list[list[int]] = [[] for _ in batch]
-        self._entropy = np.zeros(len(batch))
+        self._entropy, self._survivors = np.zeros(len(batch)), np.zeros(len(batch))
+        self._targets = [TargetsBuilder() for _ in batch] if options.keep_targets else None
         self._open = set(range(len(batch)))
         self._started = time.monotonic()
         self.all_ended = _AllEnded(self)
@@ -128,10 +130,13 @@ class _Draw(LogitsProcessor):  # type: ignore[misc]
         law = _law(scores, self._settings)
         # A row that has ended still draws, to keep rows aligned; what it draws is thrown away.
         drawn = law.draw([next(uniforms) for uniforms in self._uniforms])
-        entropies = law.entropies()
+        entropies, counts = law.entropies(), law.counts()
         for row in tuple(self._open):
             self._ids[row].append(int(drawn[row]))
             self._entropy[row] += entropies[row]
+            self._survivors[row] += counts[row]
+            if self._targets is not None:
+                self._targets[row].add(law.ids[row], law.probs[row])
             if self._ids[row][-1] in self._end_ids:
                 self._open.discard(row)
         self._count(len(self._open))
@@ -148,11 +153,18 @@ class _Draw(LogitsProcessor):  # type: ignore[misc]
 
     def completions(self, *, ended_only: bool = False) -> list[Completion]:
         """What was drawn, row by row; `ended_only` leaves out rows that a stop cut short."""
-        return [
-            Completion(request, tuple(ids), "stop" if ids[-1] in self._end_ids else "length", float(entropy) / len(ids))
-            for row, (request, ids, entropy) in enumerate(zip(self._batch, self._ids, self._entropy, strict=True))
-            if not (ended_only and row in self._open)
-        ]
+        return [self._completion(row) for row in range(len(self._batch)) if not (ended_only and row in self._open)]
+
+    def _completion(self, row: int) -> Completion:
+        ids = self._ids[row]
+        return Completion(
+            self._batch[row],
+            tuple(ids),
+            "stop" if ids[-1] in self._end_ids else "length",
+            float(self._entropy[row]) / len(ids),
+            float(self._survivors[row]) / len(ids),
+            self._targets[row].build() if self._targets is not None else None,
+        )
 
 
 class _AllEnded(StoppingCriteria):  # type: ignore[misc]

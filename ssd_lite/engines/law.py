@@ -47,11 +47,16 @@ class Survivors:
         entropy: npt.NDArray[np.float64] = -(self.probs * np.log(np.where(self.probs > 0, self.probs, 1.0))).sum(axis=1)
         return entropy
 
+    def counts(self) -> Ints:
+        """Survivors of each row."""
+        counts: Ints = (self.probs > 0).sum(axis=1)
+        return counts
+
     def draw(self, uniforms: Sequence[float]) -> Ints:
         """One token id a row: the first whose cumulated mass exceeds the row's uniform number."""
         cumulated = np.cumsum(self.probs, axis=1)
         targets = np.asarray(uniforms)[:, None] * cumulated[:, -1:]
-        columns = np.minimum((cumulated <= targets).sum(axis=1), (self.probs > 0).sum(axis=1) - 1)
+        columns = np.minimum((cumulated <= targets).sum(axis=1), self.counts() - 1)
         drawn: Ints = np.take_along_axis(self.ids, columns[:, None], axis=1)[:, 0]
         return drawn
 

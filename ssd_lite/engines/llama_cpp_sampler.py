@@ -15,6 +15,7 @@ import numpy.typing as npt
 from ssd_lite.engines.law import Uniforms, survivors
 from ssd_lite.engines.llama_context import LlamaContext, LlamaModel
 from ssd_lite.engines.sampler import Completion, CountTokens, Engine, Request, SamplerOptions, check_lengths
+from ssd_lite.engines.targets import TargetsBuilder
 from ssd_lite.engines.threads import ThreadTuner
 from ssd_lite.records import SamplingSettings
 
@@ -29,10 +30,22 @@ class _Running:
     uniforms: Uniforms
     ids: list[int] = field(default_factory=list)
     entropy_sum: float = 0.0
+    survivors_sum: int = 0
+    targets: TargetsBuilder | None = None
 
     @property
     def next_position(self) -> int:
         return len(self.request.prompt.ids) + len(self.ids) - 1
+
+    def completion(self, ended: bool) -> Completion:
+        return Completion(
+            self.request,
+            tuple(self.ids),
+            "stop" if ended else "length",
+            self.entropy_sum / len(self.ids),
+            self.survivors_sum / len(self.ids),
+            self.targets.build() if self.targets is not None else None,
+        )
 
 
 class LlamaCppSampler:
@@ -90,7 +103,7 @@ class _Loop:
         self, context: LlamaContext, options: SamplerOptions, settings: SamplingSettings, count: CountTokens, slots: int
     ) -> None:
         self._context, self._settings, self._count = context, settings, count
-        self._end_ids = frozenset(options.end_ids)
+        self._end_ids, self._keep_targets = frozenset(options.end_ids), options.keep_targets
         self._tuner = ThreadTuner(context.set_threads, options.threads)
         self._running: dict[int, _Running] = {}
         self._free = list(range(slots))
@@ -107,7 +120,8 @@ class _Loop:
     def _admit(self, request: Request) -> Iterator[Completion]:
         slot = heappop(self._free)  # low numbers first leave few gaps between sequences
         logits = self._fill(slot, request.prompt.ids)
-        self._running[slot] = _Running(request, Uniforms(request.seed))
+        targets = TargetsBuilder() if self._keep_targets else None
+        self._running[slot] = _Running(request, Uniforms(request.seed), targets=targets)
         yield from self._draw([slot], logits[None])
 
     def _fill(self, slot: int, prompt: tuple[int, ...]) -> npt.NDArray[np.float32]:
@@ -135,14 +149,17 @@ class _Loop:
         law = survivors(logits, self._settings)
         tokens = law.draw([next(self._running[slot].uniforms) for slot in slots])
         self._count(len(slots))
-        for slot, token, entropy in zip(slots, tokens, law.entropies(), strict=True):
+        entropies, counts = law.entropies(), law.counts()
+        for row, (slot, token) in enumerate(zip(slots, tokens, strict=True)):
             running = self._running[slot]
             running.ids.append(int(token))
-            running.entropy_sum += float(entropy)
+            running.entropy_sum += float(entropies[row])
+            running.survivors_sum += int(counts[row])
+            if running.targets is not None:
+                running.targets.add(law.ids[row], law.probs[row])
             ended = int(token) in self._end_ids
             if ended or len(running.ids) == self._settings.max_new_tokens:
                 del self._running[slot]
                 self._context.clear(slot)
                 heappush(self._free, slot)
-                entropy_nats = running.entropy_sum / len(running.ids)
-                yield Completion(running.request, tuple(running.ids), "stop" if ended else "length", entropy_nats)
+                yield running.completion(ended)

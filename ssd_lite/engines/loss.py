@@ -138,13 +138,17 @@ def _logit_gradient(
     return slope
 
 
+TERMS = ("kept", "support_compression", "reshaping", "alignment", "target_entropy", "expected_loss")
+
+
 def loss_terms(log_probs: Tensor, probs: Tensor, temperature: float) -> dict[str, Tensor]:
     """The terms of arXiv 2604.01193, Eq. 4, each summed over the positions, float scalars.
 
     log_probs `[N, k]`: the student's log p(v) on the teacher's survivors S; probs `[N, k]`: the teacher q on S, where
     entries of prob 0 are not in S; `temperature`: T of the teacher. `support_compression` is -log Kept(S),
     `reshaping` (1-T)·H_{1/T}(p(·|S)), written as -T·log sum p(v|S)^(1/T), which has no pole at T = 1; `alignment` is
-    T·KL(q ‖ p_T(·|S)), `target_entropy` T·H(q). The four add up to the loss; `kept` is the sum of Kept(S).
+    T·KL(q ‖ p_T(·|S)), `target_entropy` T·H(q). The four add up to `expected_loss`, CE(q, p): the loss of soft targets
+    and the mean of the loss of sampled ones; `kept` is the sum of Kept(S).
     """
     inside = probs > 0
     kept = log_probs.masked_fill(~inside, -torch.inf).logsumexp(dim=-1)
@@ -152,10 +156,11 @@ def loss_terms(log_probs: Tensor, probs: Tensor, temperature: float) -> dict[str
     sharpened = (within / temperature).logsumexp(dim=-1)
     log_q = torch.where(inside, probs, 1.0).log()
     log_tempered = torch.where(inside, within / temperature - sharpened[:, None], 0.0)
-    return {
-        "kept": kept.exp().sum(),
-        "support_compression": -kept.sum(),
-        "reshaping": -temperature * sharpened.sum(),
-        "alignment": temperature * (probs * (log_q - log_tempered)).sum(),
-        "target_entropy": -temperature * (probs * log_q).sum(),
-    }
+    parts = (
+        -kept.sum(),
+        -temperature * sharpened.sum(),
+        temperature * (probs * (log_q - log_tempered)).sum(),
+        -temperature * (probs * log_q).sum(),
+    )
+    whole = -(probs * log_probs.masked_fill(~inside, 0.0)).sum()
+    return dict(zip(TERMS, (kept.exp().sum(), *parts, whole), strict=True))

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal, Protocol
 
+from ssd_lite.engines.targets import Targets
 from ssd_lite.errors import UserError
 from ssd_lite.records import FinishReason, Prompt, SamplingSettings
 
@@ -28,13 +29,16 @@ class Completion:
     """What an engine gives back for a request.
 
     `ids` ends with the end token exactly where `finish_reason` is "stop"; `entropy_nats` is the mean entropy of the
-    laws its tokens were drawn from.
+    laws its tokens were drawn from, `survivors` the mean number of tokens they left; `targets` holds those laws where
+    SamplerOptions.keep_targets asks for them.
     """
 
     request: Request
     ids: tuple[int, ...]
     finish_reason: FinishReason
     entropy_nats: float
+    survivors: float
+    targets: Targets | None = None
 
 
 class Sampler(Protocol):
@@ -62,6 +66,7 @@ class SamplerOptions:
     threads: int | None
     end_ids: tuple[int, ...]
     pad_id: int
+    keep_targets: bool = False
 
 
 def choose_engine(wanted: Literal["auto", "hf", "llama_cpp"]) -> Engine:

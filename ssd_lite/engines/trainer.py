@@ -16,8 +16,9 @@ from ssd_lite.engines.batching import BatchShape, MicroBatches, TrainingRow, pla
 from ssd_lite.engines.checkpoints import check_writable, newest_whole, step_of
 from ssd_lite.engines.loss_model import LossModel
 from ssd_lite.engines.peft_model import BaseModel, build_model, save_trained
-from ssd_lite.engines.sample_trainer import SampleTrainer, Schedule, StepWatch
+from ssd_lite.engines.sample_trainer import SampleTrainer, Schedule
 from ssd_lite.engines.step_log import StepLog
+from ssd_lite.engines.step_watch import StepWatch
 from ssd_lite.engines.threads import ThreadTuner
 from ssd_lite.engines.trackers import prepare_trackers
 from ssd_lite.engines.weight_change import WeightChange
@@ -49,7 +50,7 @@ def train_model(
     """Train on `rows` from the base in `folder` and publish the result as `files.adapter`; returns what it counted.
 
     Goes on from the newest whole checkpoint. `threads` None tunes the number of CPU threads while it works;
-    `temperature` is the teacher's, for the terms of the loss where rows carry soft targets. Raises Stopped when a
+    `temperature` is the teacher's, for the terms of the loss where rows keep its laws. Raises Stopped when a
     signal asked for it, after a checkpoint; UserError for what the user can mend, the last good checkpoint kept.
     """
     _check_adapter_place(files.adapter)
@@ -67,7 +68,8 @@ def train_model(
     log = StepLog(files.metrics, files.say, writes=arguments.process_index == 0)
     start = 0 if resume is None else step_of(resume)
     with Progress(steps, "steps", "training", start=start) as progress:
-        watch = StepWatch(log, progress, change, tuner, temperature)
+        kept = all(row.targets is not None for row in rows)
+        watch = StepWatch(log, progress, change, tuner, temperature if kept else None)
         trainer = SampleTrainer(model, arguments, dataset, Schedule.of(settings, steps), watch)
         _run(trainer, resume)
     if watch.stopped_at is not None:

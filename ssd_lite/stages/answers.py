@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import ExitStack
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from random import Random
@@ -14,7 +15,8 @@ from ssd_lite.interrupt import stop_requested
 from ssd_lite.journal import Journal, Record
 from ssd_lite.progress import Progress
 from ssd_lite.prompts import render
-from ssd_lite.records import Problem, Sample, SamplingSettings, sample_from_json, to_json
+from ssd_lite.records import Problem, Sample, SamplingSettings, Span, sample_from_json, to_json
+from ssd_lite.span_file import SpanFile
 
 if TYPE_CHECKING:
     from ssd_lite.engines.sampler import Completion, Engine, Request
@@ -23,7 +25,10 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class Answering:
-    """Who answers and how: `folder` gives tokenizer and template; the engine loads `weights`, the folder or a GGUF."""
+    """Who answers and how: `folder` gives tokenizer and template; the engine loads `weights`, the folder or a GGUF.
+
+    With `targets_file` the law of every drawn token is kept there.
+    """
 
     engine: Engine
     folder: Path
@@ -35,6 +40,7 @@ class Answering:
     batch_size: int
     threads: int | None
     gguf_type: str | None = None
+    targets_file: Path | None = None
 
 
 def sample_key(record: Record) -> tuple[str, int]:
@@ -47,33 +53,26 @@ def answer(problems: Sequence[Problem], how: Answering, journal_file: Path, labe
 
     Returns samples, tokens, and the seconds and tok/s of this process. Raises Stopped after a signal.
     """
-    from ssd_lite.engines.sampler import SamplerOptions, open_sampler
     from ssd_lite.engines.tokenizer import ChatTokenizer
 
     tokenizer = ChatTokenizer.load(how.folder)
     started = time.monotonic()
-    with Journal(journal_file, sample_key) as journal:
+    with Journal(journal_file, sample_key) as journal, ExitStack() as files:
         wanted = {(r.prompt.problem_id, r.index): r for r in _requests(problems, how, tokenizer)}
         _check_records(journal, wanted, how)
+        targets = None
+        if how.targets_file is not None:
+            spans = [Span(**record["targets"]) for record in journal.records if record["targets"] is not None]
+            targets = files.enter_context(SpanFile(how.targets_file, spans))
         requests = [request for key, request in wanted.items() if key not in journal]
         made = 0
-        if requests:
-            options = SamplerOptions(how.batch_size, how.threads, tokenizer.end_ids, tokenizer.pad_id)
-            sampler = open_sampler(how.engine, how.weights, options)
-            total = len(problems) * how.n
-            with Progress(total, "samples", label, start=total - len(requests)) as progress:
-
-                def count(tokens: int) -> None:
-                    progress.advance(0, tokens=tokens)
-                    # Asked at every step: a completion may take minutes, a notice to stop gives seconds.
-                    if stop_requested():
-                        raise Stopped(f"{label} stopped after {len(journal)} of {total} samples.")
-
-                for completion in sampler.sample(requests, how.settings, count):
-                    journal.append([to_json(_sample(completion, how, tokenizer))])
-                    made += len(completion.ids)
-                    progress.advance()
-            sampler.close()
+        for completion in _complete(requests, how, tokenizer, label, len(wanted)):
+            span = None
+            if targets is not None and completion.targets is not None:
+                # The laws first: a record on disk never names what is not there.
+                span = targets.append(completion.targets.to_bytes())
+            journal.append([to_json(_sample(completion, how, tokenizer, span))])
+            made += len(completion.ids)
         tokens = sum(len(record["completion_ids"]) for record in journal.records)
         seconds = time.monotonic() - started
         return {
@@ -83,6 +82,33 @@ def answer(problems: Sequence[Problem], how: Answering, journal_file: Path, labe
             "tokens_per_s": round(made / seconds, 1) if made else None,
             "cut_bytes": journal.cut_bytes,
         }
+
+
+def _complete(
+    requests: Sequence[Request], how: Answering, tokenizer: ChatTokenizer, label: str, total: int
+) -> Iterator[Completion]:
+    """Completions of the requests as they finish, with progress. Raises Stopped after a signal."""
+    from ssd_lite.engines.sampler import SamplerOptions, open_sampler
+
+    if not requests:
+        return
+    keep_targets = how.targets_file is not None
+    options = SamplerOptions(how.batch_size, how.threads, tokenizer.end_ids, tokenizer.pad_id, keep_targets)
+    sampler = open_sampler(how.engine, how.weights, options)
+    finished = total - len(requests)
+    with Progress(total, "samples", label, start=finished) as progress:
+
+        def count(tokens: int) -> None:
+            progress.advance(0, tokens=tokens)
+            # Asked at every step: a completion may take minutes, a notice to stop gives seconds.
+            if stop_requested():
+                raise Stopped(f"{label} stopped after {finished} of {total} samples.")
+
+        for completion in sampler.sample(requests, how.settings, count):
+            yield completion
+            finished += 1
+            progress.advance()
+    sampler.close()
 
 
 def _check_records(journal: Journal, wanted: Mapping[tuple[str, int], Request], how: Answering) -> None:
@@ -122,7 +148,7 @@ def _requests(problems: Sequence[Problem], how: Answering, tokenizer: ChatTokeni
     ]
 
 
-def _sample(completion: Completion, how: Answering, tokenizer: ChatTokenizer) -> Sample:
+def _sample(completion: Completion, how: Answering, tokenizer: ChatTokenizer, targets: Span | None) -> Sample:
     request = completion.request
     return Sample(
         problem_id=request.prompt.problem_id,
@@ -136,6 +162,8 @@ def _sample(completion: Completion, how: Answering, tokenizer: ChatTokenizer) ->
         settings=how.settings,
         engine=how.engine,
         model_hash=how.model_hash,
+        survivors=round(completion.survivors, 4),
+        targets=targets,
     )
 
 

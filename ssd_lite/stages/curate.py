@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import time
 from collections.abc import Iterable, Sequence
@@ -130,6 +131,7 @@ def _row(sample: Sample) -> dict[str, Any]:
         "index": sample.index,
         "prompt_ids": list(sample.prompt_ids),
         "completion_ids": list(sample.completion_ids),
+        "targets": None if sample.targets is None else dataclasses.asdict(sample.targets),
     }
 
 

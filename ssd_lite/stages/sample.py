@@ -55,6 +55,7 @@ def _answering(run: RunFolder) -> Answering:
         batch_size=recipe.sample.batch_size,
         threads=recipe.threads,
         gguf_type=recipe.model.gguf_type if engine == "llama_cpp" else None,
+        targets_file=run.targets if recipe.sample.keeps_targets else None,
     )
 
 

@@ -7,16 +7,20 @@ import os
 import resource
 import sys
 import time
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from ssd_lite.atomic import is_whole
 from ssd_lite.errors import UserError
+from ssd_lite.records import Span
 from ssd_lite.run_folder import RunFolder
+from ssd_lite.span_file import read_span
 from ssd_lite.stages.base_model import base_model
 
 if TYPE_CHECKING:
     from ssd_lite.engines.batching import TrainingRow
+    from ssd_lite.engines.targets import Targets
 
 
 def train(run: RunFolder) -> dict[str, Any]:
@@ -29,7 +33,8 @@ def train(run: RunFolder) -> dict[str, Any]:
     if done is not None and is_whole(run.adapter):
         return done
     run.require("curate")
-    rows = read_rows(run.train_rows, run.recipe.train.max_length)
+    settings = run.recipe.train
+    rows = read_rows(run.train_rows, settings.max_length, run.targets, soft=settings.target == "soft")
     from ssd_lite.engines.model_source import hf_folder
     from ssd_lite.engines.peft_model import BaseModel
     from ssd_lite.engines.trainer import TrainingFiles, train_model
@@ -54,9 +59,14 @@ def train(run: RunFolder) -> dict[str, Any]:
     return summary
 
 
-def read_rows(path: Path, max_length: int) -> list[TrainingRow]:
-    """The rows of train.jsonl. Raises UserError for a bad line and for a row above `max_length` tokens."""
+def read_rows(path: Path, max_length: int, targets: Path, *, soft: bool = False) -> list[TrainingRow]:
+    """The rows of train.jsonl at `path`, with the laws their tokens were drawn from where those were kept.
+
+    Raises UserError for a bad line, for a row above train.max_length tokens, and where train.target is soft and the
+    laws are missing or are not those of the row.
+    """
     from ssd_lite.engines.batching import TrainingRow
+
 
     try:
         lines = path.read_text(encoding="utf-8").splitlines()
@@ -69,15 +79,37 @@ def read_rows(path: Path, max_length: int) -> list[TrainingRow]:
         where = f"{path}:{number}"
         try:
             value = json.loads(line)
-            row = TrainingRow(_ids(value["prompt_ids"]), _ids(value["completion_ids"]))
+            row = TrainingRow(_ids(value["prompt_ids"]), _ids(value["completion_ids"]), soft=soft)
+            span = Span(**value["targets"]) if value.get("targets") else None
         except (ValueError, KeyError, TypeError) as error:
             raise UserError(
                 f"this line is no training row ({error!r}).", where=where, next_step="Curate again."
             ) from error
         if len(row) > max_length:
             raise UserError(f"{len(row)} tokens, above train.max_length {max_length}.", where=where)
-        rows.append(row)
+        rows.append(replace(row, targets=_targets(targets, span, row, where)))
     return rows
+
+
+def _targets(path: Path, span: Span | None, row: TrainingRow, where: str) -> Targets | None:
+    """The laws of a row; None where they were not kept, or were deleted since and are not needed."""
+    from ssd_lite.engines.targets import Targets
+
+    if span is None or not (row.soft or path.is_file()):
+        if row.soft:
+            raise UserError(
+                "this row has no soft targets.",
+                where=where,
+                next_step="Sample with sample.targets: keep in a new run, or set train.target: sampled.",
+            )
+        return None
+    try:
+        targets = Targets.from_bytes(read_span(path, span), len(row.completion_ids))
+    except ValueError as error:
+        raise UserError(f"{error}.", where=str(path), next_step="Sample again in a new folder with --out.") from error
+    if not targets.hold(row.completion_ids):
+        raise UserError("the kept laws are not those of this row's tokens.", where=where, next_step="Curate again.")
+    return targets
 
 
 def _ids(value: Any) -> tuple[int, ...]:
