@@ -9,7 +9,8 @@ from pathlib import Path
 from typing import Any
 
 from ssd_lite.grading.grader import Grader, Submission
-from ssd_lite.records import FunctionalTest, Problem, StdinTest
+from ssd_lite.problem_tests import FunctionalTest, StdinTest
+from ssd_lite.records import Problem
 
 SHARED = Path(__file__).resolve().parents[2] / "shared" / "data" / "adversarial.jsonl"
 SECRET = {"SSD_LITE_TEST_SECRET": "s3cret"}

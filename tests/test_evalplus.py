@@ -8,8 +8,8 @@ import pytest
 
 from ssd_lite.errors import UserError
 from ssd_lite.grading.grader import Grader, Submission
+from ssd_lite.problem_tests import FunctionalTest, ScriptTest
 from ssd_lite.problems.evalplus import load
-from ssd_lite.records import FunctionalTest, ScriptTest
 
 needs_bubblewrap = pytest.mark.skipif(shutil.which("bwrap") is None, reason="bubblewrap is not installed")
 HALF = {

@@ -18,7 +18,8 @@ import pytest
 from ssd_lite.errors import UserError
 from ssd_lite.grading import tiers
 from ssd_lite.grading.grader import Grader, Submission
-from ssd_lite.records import FunctionalTest, Limits, Problem, StdinTest
+from ssd_lite.problem_tests import FunctionalTest, StdinTest
+from ssd_lite.records import Limits, Problem
 
 needs_bubblewrap = pytest.mark.skipif(shutil.which("bwrap") is None, reason="bubblewrap is not installed")
 needs_shared = pytest.mark.skipif(not grading_rows.SHARED.is_file(), reason="the shared data folder is absent")

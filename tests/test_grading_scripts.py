@@ -7,7 +7,8 @@ import pytest
 
 from ssd_lite.grading.grader import Grader, Submission
 from ssd_lite.grading.plain_asserts import plain_asserts
-from ssd_lite.records import Problem, ScriptTest
+from ssd_lite.problem_tests import ScriptTest
+from ssd_lite.records import Problem
 
 pytestmark = pytest.mark.skipif(shutil.which("bwrap") is None, reason="bubblewrap is not installed")
 MBPP = Path(__file__).resolve().parents[2] / "shared" / "data" / "mbpp.jsonl"

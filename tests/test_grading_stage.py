@@ -8,7 +8,8 @@ import pytest
 from ssd_lite.errors import UserError
 from ssd_lite.grading.interchange import write_evalplus, write_livecodebench
 from ssd_lite.grading.steps import Submission
-from ssd_lite.records import FunctionalTest, Problem
+from ssd_lite.problem_tests import FunctionalTest
+from ssd_lite.records import Problem
 from ssd_lite.stages.grade import grade_file
 
 needs_bubblewrap = pytest.mark.skipif(shutil.which("bwrap") is None, reason="bubblewrap is not installed")

@@ -9,8 +9,8 @@ from datetime import date
 import pytest
 
 from ssd_lite.errors import UserError
+from ssd_lite.problem_tests import FunctionalTest, StdinTest
 from ssd_lite.problems.livecodebench import load
-from ssd_lite.records import FunctionalTest, StdinTest
 
 
 def packed(value):

@@ -9,8 +9,9 @@ from typing import Any
 import pytest
 
 from ssd_lite.errors import UserError
+from ssd_lite.problem_tests import FunctionalTest, ScriptTest, StdinTest
 from ssd_lite.problems.jsonl import check_messages, load_jsonl
-from ssd_lite.records import FunctionalTest, Limits, ScriptTest, StdinTest
+from ssd_lite.records import Limits
 
 GOOD = '{"id": "a", "prompt": "Write f."}\n'
 

@@ -11,10 +11,11 @@ from typing import Any
 import pytest
 
 from ssd_lite.errors import UserError
+from ssd_lite.problem_tests import ScriptTest
 from ssd_lite.problems.mbpp import entry_point
 from ssd_lite.problems.named import load_problems
 from ssd_lite.problems.overlap import refuse_overlap, remove_overlap
-from ssd_lite.records import Problem, ScriptTest
+from ssd_lite.records import Problem
 
 
 def problem(problem_id: str, text: str, **extra: Any) -> Problem:

@@ -15,9 +15,10 @@ from typing import Any
 
 import pytest
 
+from ssd_lite.problem_tests import FunctionalTest, StdinTest
 from ssd_lite.problems.overlap import refuse_overlap, remove_duplicates
 from ssd_lite.problems.starter import load_starter
-from ssd_lite.records import FunctionalTest, Problem, StdinTest
+from ssd_lite.records import Problem
 
 EVALUATION = load_starter("evaluate")
 TRAINING = load_starter("train")

@@ -9,21 +9,16 @@ from typing import Any
 import pytest
 
 from ssd_lite.journal import decode_line, encode_line
+from ssd_lite.problem_tests import FunctionalTest, ScriptTest, StdinTest, Test, read_test, write_test
 from ssd_lite.records import (
-    FunctionalTest,
     Grade,
     Limits,
     Problem,
     Sample,
     SamplingSettings,
-    ScriptTest,
-    StdinTest,
-    Test,
     grade_from_json,
-    read_test,
     sample_from_json,
     to_json,
-    write_test,
 )
 
 SAMPLE = Sample(

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import ctypes
-from collections.abc import Sequence
+from collections.abc import Sequence, Set
 from pathlib import Path
 from typing import Any
 
@@ -101,6 +101,16 @@ class LlamaContext:
             self._put(row, token, position, sequence, wants_logits=True)
         self._decode(len(entries))
         return self._logits(len(entries))
+
+    def read(self, sequence: int, ids: Sequence[int], position: int, wanted: Set[int]) -> npt.NDArray[np.float32]:
+        """Decode a block of given tokens, at most `batch`, that goes on at `position`.
+
+        Logits [len(wanted), vocabulary] after the tokens at the `wanted` positions, in order; valid until the next call.
+        """
+        for row, token in enumerate(ids):
+            self._put(row, token, position + row, sequence, wants_logits=position + row in wanted)
+        self._decode(len(ids))
+        return self._logits(len(wanted)) if wanted else np.empty((0, self._model.vocabulary_size), dtype=np.float32)
 
     def copy(self, source: int, target: int, length: int) -> None:
         """Make `target` hold the first `length` tokens of `source`."""

@@ -16,7 +16,8 @@ from ssd_lite.grading import verdicts
 from ssd_lite.grading.inside import plain
 from ssd_lite.grading.plain_asserts import plain_asserts
 from ssd_lite.grading.sandbox import Job, Outcome
-from ssd_lite.records import FunctionalTest, Limits, Problem, ScriptTest, StdinTest
+from ssd_lite.problem_tests import FunctionalTest, ScriptTest, StdinTest
+from ssd_lite.records import Limits, Problem
 
 
 @dataclass(frozen=True)

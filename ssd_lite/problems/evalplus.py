@@ -14,7 +14,8 @@ from pathlib import Path
 from typing import Any
 
 from ssd_lite.errors import UserError
-from ssd_lite.records import FunctionalTest, Limits, Problem, ScriptTest, Test
+from ssd_lite.problem_tests import FunctionalTest, ScriptTest, Test
+from ssd_lite.records import Limits, Problem
 
 KEYS = ("task_id", "prompt", "entry_point", "canonical_solution", "base_input", "plus_input")
 LIMITS = Limits(cpu_s=4, wall_s=14, memory_mib=4096, output_mib=8)

@@ -9,8 +9,9 @@ from pathlib import Path
 from typing import Any
 
 from ssd_lite.errors import MissingLibraryError, UserError
+from ssd_lite.problem_tests import ScriptTest
 from ssd_lite.problems.problem_set import existing_file
-from ssd_lite.records import Problem, ScriptTest
+from ssd_lite.records import Problem
 
 KEYS = ("task_id", "prompt", "entry_point", "canonical_solution", "test")
 REQUEST = (

@@ -8,8 +8,9 @@ from pathlib import Path
 from typing import Any, cast, get_args
 
 from ssd_lite.errors import UserError
+from ssd_lite.problem_tests import Test, read_test
 from ssd_lite.problems.strict_json import read_objects
-from ssd_lite.records import Difficulty, Limits, Message, Problem, Test, read_test
+from ssd_lite.records import Difficulty, Limits, Message, Problem
 
 KEYS = ("id", "prompt", "messages", "tests", "difficulty", "golden", "limits")
 ROLES = ("system", "user", "assistant")

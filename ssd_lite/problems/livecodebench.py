@@ -19,7 +19,8 @@ from pathlib import Path
 from typing import Any, NoReturn
 
 from ssd_lite.errors import UserError
-from ssd_lite.records import FunctionalTest, Limits, Problem, StdinTest
+from ssd_lite.problem_tests import FunctionalTest, StdinTest
+from ssd_lite.records import Limits, Problem
 
 LIMITS = Limits(cpu_s=6, wall_s=20, memory_mib=2048, output_mib=8)
 KEYS = ("question_content", "question_id", "contest_date", "public_test_cases", "private_test_cases")

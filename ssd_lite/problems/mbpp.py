@@ -10,10 +10,11 @@ from pathlib import Path
 from typing import Any, Literal, TypeGuard, get_args
 
 from ssd_lite.errors import UserError
+from ssd_lite.problem_tests import ScriptTest
 from ssd_lite.problems.parquet import parquet_files, read_rows
 from ssd_lite.problems.problem_set import existing_path
 from ssd_lite.problems.strict_json import read_objects
-from ssd_lite.records import Problem, ScriptTest
+from ssd_lite.records import Problem
 
 HUB_NAME = "google-research-datasets/mbpp"
 HUB_FOLDER = "full"

@@ -67,7 +67,6 @@ def read_rows(path: Path, max_length: int, targets: Path, *, soft: bool = False)
     """
     from ssd_lite.engines.batching import TrainingRow
 
-
     try:
         lines = path.read_text(encoding="utf-8").splitlines()
     except OSError as error:

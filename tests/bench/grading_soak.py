@@ -14,7 +14,8 @@ from collections import Counter
 from pathlib import Path
 
 from ssd_lite.grading.grader import Grader, Submission
-from ssd_lite.records import FunctionalTest, Limits, Problem, StdinTest
+from ssd_lite.problem_tests import FunctionalTest, StdinTest
+from ssd_lite.records import Limits, Problem
 
 CALLS = Problem("calls", (), FunctionalTest("add", (([1, 2], 3), ([5, 7], 12))), limits=Limits(cpu_s=0.2, wall_s=2))
 SCRIPT = Problem("script", (), StdinTest((("1 2\n", "3\n"),)), limits=Limits(cpu_s=0.2, wall_s=2))

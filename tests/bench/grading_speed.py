@@ -20,8 +20,9 @@ from typing import Any
 
 from ssd_lite.grading.grader import Grader, Submission
 from ssd_lite.grading.plain_asserts import plain_asserts
+from ssd_lite.problem_tests import ScriptTest
 from ssd_lite.problems.humaneval import load_humaneval
-from ssd_lite.records import Problem, ScriptTest
+from ssd_lite.records import Problem
 
 Cases = list[tuple[list[Any], Any]]
 
