@@ -25,7 +25,8 @@ from ssd_lite.recipe_file import dump_recipe, load_recipe
 from ssd_lite.run_folder import RunFolder, Stage
 from ssd_lite.run_lock import environment_with_lock, run_lock
 from ssd_lite.stages import pipeline
-from ssd_lite.stages.pipeline import ORDER, Ended, StageFailed, check_machine, run_all, run_stage, stop_signals
+from ssd_lite.stages.child import Ended, run_command, stop_signals
+from ssd_lite.stages.pipeline import ORDER, StageFailed, check_machine, run_all
 from ssd_lite.stages.report import report
 from ssd_lite.stages.status import has_files, status
 
@@ -335,10 +336,10 @@ def test_a_signal_between_stages_starts_no_other(tmp_path: Path) -> None:
             run_all(run, say=say)
 
 
-def test_run_stage_measures_the_process(tmp_path: Path) -> None:
+def test_run_command_measures_the_process(tmp_path: Path) -> None:
     run = finished_run(tmp_path / "r")
     with run_lock(run.path) as lock, stop_signals() as asked:
-        done = run_stage(run, "report", lock, 2, asked)
+        done = run_command(["report", str(run.path)], lock, 2, asked)
     assert done.code == 0
     assert not done.stop_asked
     assert signal.getsignal(signal.SIGINT) is signal.default_int_handler

@@ -37,7 +37,7 @@ def evaluate(run: RunFolder) -> dict[str, Any]:
     with Grader(settings.sandbox) as grader:
         golden = check_golden(grader, problems)
         for name, decoding in (("base", settings.base), ("tuned", settings.tuned)):
-            how = _answering(run.recipe, _weights(run, name), decoding)
+            how = arm_answering(run.recipe, arm_weights(run, name), decoding)
             arm = Arm(run.arm(name), problems, how, settings.k, settings.block)
             reports[name] = arm.evaluate(grader, describe(chosen, problems, golden), _model_name(run, name))
     comparison = compare(reports["base"], reports["tuned"], settings.seed)
@@ -74,7 +74,7 @@ class Weights:
     gguf_type: str | None
 
 
-def _weights(run: RunFolder, arm: str) -> Weights:
+def arm_weights(run: RunFolder, arm: str) -> Weights:
     from ssd_lite.engines.sampler import choose_engine
 
     engine = choose_engine(run.recipe.evaluate.engine)
@@ -92,7 +92,7 @@ def _weights(run: RunFolder, arm: str) -> Weights:
     return Weights(engine, run.merged, file, run.require("merge")["weights_sha256"], gguf_type)
 
 
-def _answering(recipe: Recipe, model: Weights, decoding: Decoding) -> Answering:
+def arm_answering(recipe: Recipe, model: Weights, decoding: Decoding) -> Answering:
     settings = recipe.evaluate
     return Answering(
         engine=model.engine,
@@ -129,5 +129,5 @@ def evaluate_model(recipe: Recipe, out: Path) -> dict[str, Any]:
     model = Weights(engine, folder, weights, source.weights_sha256, gguf_type)
     with Grader(settings.sandbox) as grader:
         golden = check_golden(grader, problems)
-        arm = Arm(ArmFolder(out), problems, _answering(recipe, model, settings.base), settings.k, settings.block)
+        arm = Arm(ArmFolder(out), problems, arm_answering(recipe, model, settings.base), settings.k, settings.block)
         return arm.evaluate(grader, describe(chosen, problems, golden), recipe.model.name)

@@ -3,32 +3,22 @@
 from __future__ import annotations
 
 import importlib.util
-import os
 import signal
-import subprocess
-import sys
-import time
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
-from dataclasses import dataclass
+from collections.abc import Callable, Sequence
 from pathlib import Path
-from types import FrameType
 from typing import Any
 
 import click
 
-from ssd_lite.errors import EXIT_STOPPED, EXIT_USER_ERROR, MissingLibraryError, Stopped, UserError
+from ssd_lite.errors import EXIT_USER_ERROR, MissingLibraryError, Stopped, UserError
 from ssd_lite.progress import duration
 from ssd_lite.recipe import Recipe
 from ssd_lite.run_folder import RunFolder, Stage
-from ssd_lite.run_lock import environment_with_lock, run_lock
+from ssd_lite.run_lock import run_lock
+from ssd_lite.stages.child import Ended, run_command, stop_signals
 from ssd_lite.stages.status import has_files
 
 ORDER: tuple[Stage, ...] = ("sample", "curate", "train", "merge", "evaluate", "export", "report")
-POLL_S = 0.05
-# A terminal's Ctrl-C reaches the stage too. Passed on later, as SIGTERM, it is never the second SIGINT that cuts short.
-PASS_ON_AFTER_S = 0.5
-_STOPPED_CODES = (EXIT_STOPPED, -signal.SIGTERM, -signal.SIGINT, 128 + signal.SIGTERM, 128 + signal.SIGINT)
 _LIBRARIES = (
     ("torch", "train"),
     ("transformers", "train"),
@@ -41,19 +31,6 @@ _LIBRARIES = (
 
 class StageFailed(click.ClickException):
     """A stage ended by a bug or was killed; its traceback is above and in the log. Exit code 1."""
-
-
-@dataclass(frozen=True)
-class Ended:
-    """How the process of a stage ended: exit code (negative: signal), wall seconds, peak resident memory in bytes.
-
-    The kernel counts memory from before exec, so the peak is never below that of `ssd-lite run` itself (some 40 MB).
-    """
-
-    code: int
-    seconds: float
-    peak_rss_bytes: int
-    stop_asked: bool
 
 
 def prepare(path: Path, recipe: Recipe) -> RunFolder:
@@ -87,19 +64,8 @@ def run_all(run: RunFolder, *, say: Callable[[str], None], stdout: int | None = 
     Returns the stages' summaries, which of them ran now, and the table of the report. Raises Stopped after a signal,
     UserError where a stage found something to mend, StageFailed for a stage that broke.
     """
-    ran: dict[str, float] = {}
-    with run_lock(run.path) as lock, stop_signals() as asked:
-        for number, stage in enumerate(ORDER, start=1):
-            if is_done(run, stage):
-                continue
-            if asked:
-                raise Stopped(f"The run stopped before the stage {stage!r}.")
-            say(f"[{number}/{len(ORDER)}] {stage}")
-            ended = run_stage(run, stage, lock, stdout, asked)
-            _remember(run, stage, ended)
-            _check(run, stage, ended)
-            ran[stage] = round(ended.seconds, 1)
-            say(f"[{number}/{len(ORDER)}] {stage}: {duration(ended.seconds)}\n")
+    with stop_signals() as asked:
+        ran = run_stages(run, ORDER, asked, say=say, stdout=stdout)
     from ssd_lite.stages.report import table
 
     return {
@@ -112,44 +78,27 @@ def run_all(run: RunFolder, *, say: Callable[[str], None], stdout: int | None = 
     }
 
 
-def run_stage(run: RunFolder, stage: Stage, lock: int, stdout: int | None, asked: Sequence[float]) -> Ended:
-    """Run one stage in its own process under our lock; the stop signals that `asked` collects are passed on to it."""
-    started = time.monotonic()
-    child = subprocess.Popen(
-        [sys.executable, "-m", "ssd_lite", stage, str(run.path)],
-        env=environment_with_lock(lock),
-        pass_fds=(lock,),
-        stdout=stdout,
-    )
-    passed_on = 0
-    while True:
-        pid, status, usage = os.wait4(child.pid, os.WNOHANG)
-        if pid:
-            break
-        if len(asked) > passed_on and time.monotonic() - asked[passed_on] > PASS_ON_AFTER_S:
-            passed_on = len(asked)
-            child.send_signal(signal.SIGTERM)
-        time.sleep(POLL_S)
-    child.returncode = os.waitstatus_to_exitcode(status)
-    peak = usage.ru_maxrss * (1 if sys.platform == "darwin" else 1024)
-    return Ended(child.returncode, time.monotonic() - started, peak, bool(asked))
+def run_stages(
+    run: RunFolder, stages: Sequence[Stage], asked: Sequence[float], *, say: Callable[[str], None], stdout: int | None
+) -> dict[str, float]:
+    """Do those of the stages that are not done, in order, under the run's lock; returns the seconds of those that ran.
 
-
-@contextmanager
-def stop_signals() -> Iterator[list[float]]:
-    """Collect the times (monotonic seconds) of SIGTERM and SIGINT; the old handlers come back at the end."""
-    asked: list[float] = []
-
-    def note(number: int, frame: FrameType | None) -> None:
-        # SIGTERM comes to us alone and goes on at once; of a Ctrl-C the stage may know already.
-        asked.append(time.monotonic() - (PASS_ON_AFTER_S if number == signal.SIGTERM else 0))
-
-    before = {number: signal.signal(number, note) for number in (signal.SIGTERM, signal.SIGINT)}
-    try:
-        yield asked
-    finally:
-        for number, handler in before.items():
-            signal.signal(number, handler)
+    `asked` is what `stop_signals` collects. Raises Stopped, UserError and StageFailed as `run_all` does.
+    """
+    ran: dict[str, float] = {}
+    with run_lock(run.path) as lock:
+        for number, stage in enumerate(stages, start=1):
+            if is_done(run, stage):
+                continue
+            if asked:
+                raise Stopped(f"The run stopped before the stage {stage!r}.")
+            say(f"[{number}/{len(stages)}] {stage}")
+            ended = run_command([stage, str(run.path)], lock, stdout, asked)
+            _remember(run, stage, ended)
+            _check(run, stage, ended)
+            ran[stage] = round(ended.seconds, 1)
+            say(f"[{number}/{len(stages)}] {stage}: {duration(ended.seconds)}\n")
+    return ran
 
 
 def _remember(run: RunFolder, stage: Stage, ended: Ended) -> None:
@@ -168,7 +117,7 @@ def _check(run: RunFolder, stage: Stage, ended: Ended) -> None:
     if ended.code == 0 and is_done(run, stage):
         return
     run.log(f"run: the stage {stage} ended with exit code {ended.code}")
-    if ended.code == EXIT_STOPPED or (ended.stop_asked and ended.code in _STOPPED_CODES):
+    if ended.stopped:
         raise Stopped(f"The run stopped in the stage {stage!r}.")
     if ended.code == EXIT_USER_ERROR:
         raise UserError(
