@@ -5,7 +5,7 @@ from __future__ import annotations
 import click
 
 from ssd_lite import __version__
-from ssd_lite.command_line import evaluating, models, recipes, runs
+from ssd_lite.command_line import comparing, evaluating, models, recipes, runs
 from ssd_lite.command_line.answers import with_example
 
 COMMANDS = (
@@ -19,6 +19,7 @@ COMMANDS = (
     runs.report,
     runs.status,
     models.chat,
+    comparing.compare,
     evaluating.grade,
     recipes.recipes,
 )

@@ -99,7 +99,7 @@ def load_recipe(name_or_file: str, settings: Sequence[str] = ()) -> Recipe:
         raise UserError("a recipe is a mapping of sections (model: …, sample: …).", where=where)
     value.setdefault("name", name_or_file if name_or_file in packaged else Path(name_or_file).stem)
     for setting in settings:
-        _override(value, setting)
+        override(value, setting)
     return validate(value, where)
 
 
@@ -114,7 +114,8 @@ def _read_text(path: Path) -> str:
         raise UserError(f"cannot be read: {error.strerror}.", where=str(path.absolute())) from error
 
 
-def _override(value: dict[str, Any], setting: str) -> None:
+def override(value: dict[str, Any], setting: str) -> None:
+    """Apply one `a.b=c` of `--set` to a recipe's mapping. Raises UserError for what is no setting."""
     path, equals, text = setting.partition("=")
     keys = path.strip().split(".")
     if not equals or not all(keys):

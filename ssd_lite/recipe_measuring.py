@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Literal
+from typing import Annotated, Literal, get_args
 
 from pydantic import Field, model_validator
 
 from ssd_lite.recipe_section import Decoding, MinP, Positive, Section, Seed, Share, Temperature, TopP
 
-TRAINED_ARMS = ("ssd", "soft", "null", "rft", "distill", "grpo")
-TrainedArm = Literal["ssd", "soft", "null", "rft", "distill", "grpo"]
+TrainedArm = Literal["ssd", "soft", "null_arm", "rft", "distill", "grpo"]
 
 
 class Guard(Section):
@@ -72,9 +71,11 @@ class Grid(Section):
 class Compare(Section):
     """`ssd-lite compare`: which models are trained beside SSD, and how decodings are chosen and judged."""
 
-    arms: Annotated[list[TrainedArm], Field(min_length=1)] = ["ssd", "soft", "null", "rft"]
-    """Trained arms: ssd, soft (on q itself), null (T 1, no truncation), rft (samples that pass), distill, grpo."""
-    best: list[TrainedArm] = ["ssd"]
+    arms: Annotated[list[TrainedArm], Field(min_length=1)] = ["ssd", "soft", "null_arm", "rft"]
+    """Trained arms: ssd, soft (on q itself), null_arm (T 1, no truncation), rft (samples that pass), distill, grpo."""
+    variants: dict[Annotated[str, Field(pattern=r"^[a-z][a-z0-9_]*$")], list[str]] = {}
+    """Further arms of your own: a name, and what differs from SSD as `--set` takes it, `full: [train.method=full]`."""
+    best: list[str] = ["ssd"]
     """Trained arms that also get their best decoding of the grid; the base always does."""
     seeds: Annotated[list[Seed], Field(min_length=1)] = [0]
     """Each arm is sampled and trained once with each of these; evaluation always uses evaluate.seed."""
@@ -90,6 +91,17 @@ class Compare(Section):
     """Model whose samples the arm distill trains on: packaged name, folder, GGUF or Hub id."""
     extra_sets: list[str] = []
     """Further problem sets on which every arm is reported at the decodings that were chosen."""
+    extra_n: Positive = 1
+    """Completions a problem of those sets."""
+
+    @model_validator(mode="after")
+    def _arms_are_named_once(self) -> Compare:
+        known = {*get_args(TrainedArm), "base"}
+        if taken := sorted(known & set(self.variants)):
+            raise ValueError(f"variants: {taken[0]} is an arm already; take another name")
+        if unknown := [arm for arm in self.best if arm not in (*self.arms, *self.variants)]:
+            raise ValueError(f"best: {unknown[0]} is not among compare.arms and compare.variants")
+        return self
 
 
 class Report(Section):

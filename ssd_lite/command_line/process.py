@@ -39,17 +39,14 @@ def let_threads_sleep() -> None:
 def opened_run(folder: Path) -> Iterator[RunFolder]:
     """The run at `folder`, locked for this process, or under the lock that `ssd-lite run` handed down."""
     from ssd_lite.run_folder import RunFolder
-    from ssd_lite.run_lock import die_with_parent, run_lock
+    from ssd_lite.run_lock import run_lock
 
     run = RunFolder.open(folder)
     prepare_process()
     # Under `accelerate launch` the first process of the machine holds the lock for all.
     first = os.environ.get("LOCAL_RANK", "0") == "0"
     with run_lock(folder) if first else nullcontext(-1) as lock:
-        if os.environ.get("SSD_LITE_LOCK_FD") == str(lock):
-            os.set_inheritable(lock, False)  # sandboxes and workers must not keep the run locked
-            die_with_parent()
-            _need_parent(folder)
+        _as_child(folder, lock)
         try:
             yield run
         except click.ClickException as error:
@@ -60,6 +57,16 @@ def opened_run(folder: Path) -> Iterator[RunFolder]:
         except Exception:
             run.log(traceback.format_exc())
             raise
+
+
+def _as_child(folder: Path, lock: int) -> None:
+    """Where the lock was handed down, go with the process that handed it."""
+    from ssd_lite.run_lock import die_with_parent
+
+    if os.environ.get("SSD_LITE_LOCK_FD") == str(lock):
+        os.set_inheritable(lock, False)  # sandboxes and workers must not keep the run locked
+        die_with_parent()
+        _need_parent(folder)
 
 
 def _need_parent(folder: Path) -> None:
@@ -83,5 +90,6 @@ def locked_folder(folder: Path) -> Iterator[None]:
             f"cannot be made: {error.strerror}.", where=str(folder), next_step="Name another --out."
         ) from error
     prepare_process()
-    with run_lock(folder):
+    with run_lock(folder) as lock:
+        _as_child(folder, lock)
         yield

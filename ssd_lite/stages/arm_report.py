@@ -53,10 +53,11 @@ def arm_numbers(
 
 
 def _pass_at_k(rows: Sequence[Mapping[str, Any]], ks: Sequence[int], seed: int) -> dict[str, Any]:
-    return {str(k): asdict(bootstrap(_values(rows, k), seed)) for k in ks}
+    return {str(k): asdict(bootstrap(pass_rates(rows, k), seed)) for k in ks}
 
 
-def _values(rows: Sequence[Mapping[str, Any]], k: int) -> list[float]:
+def pass_rates(rows: Sequence[Mapping[str, Any]], k: int) -> list[float]:
+    """pass@k of each problem, in order, from the rows of a report's `per_problem`."""
     return [pass_at_k(row["n"], row["passed"], k) for row in rows]
 
 
@@ -74,8 +75,8 @@ def compare(base: Mapping[str, Any], tuned: Mapping[str, Any], seed: int) -> dic
     a, b = base["per_problem"], tuned["per_problem"]
     if [row["problem_id"] for row in a] != [row["problem_id"] for row in b]:
         raise ValueError("two arms are compared over the same problems in the same order")
-    differences = {str(k): asdict(paired_bootstrap(_values(a, k), _values(b, k), seed)) for k in ks}
-    shown = {str(k): _power(_values(a, k), _values(b, k), base["n"]) for k in ks}
+    differences = {str(k): asdict(paired_bootstrap(pass_rates(a, k), pass_rates(b, k), seed)) for k in ks}
+    shown = {str(k): power(pass_rates(a, k), pass_rates(b, k), base["n"]) for k in ks}
     only_base = sum(x["passed"] > 0 and y["passed"] == 0 for x, y in zip(a, b, strict=True))
     only_tuned = sum(y["passed"] > 0 and x["passed"] == 0 for x, y in zip(a, b, strict=True))
     verdict, sentence = _verdict(min(ks), differences[str(min(ks))], shown[str(min(ks))], len(a))
@@ -92,7 +93,7 @@ def compare(base: Mapping[str, Any], tuned: Mapping[str, Any], seed: int) -> dic
     }
 
 
-def _power(a: Sequence[float], b: Sequence[float], n: int) -> float | None:
+def power(a: Sequence[float], b: Sequence[float], n: int) -> float | None:
     """The smallest difference this set could show.
 
     The larger of two estimates: the spread that was seen, and that of two independent arms. Where hardly a problem

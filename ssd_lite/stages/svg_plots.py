@@ -120,11 +120,14 @@ def curve(points: Sequence[tuple[float, float]], title: str, x_label: str, y_lab
     return _svg(body, TOP + _PLOT_HEIGHT + BOTTOM, title)
 
 
-def intervals(rates: Sequence[Rate], title: str, x_label: str) -> str:
-    """Rates as points with their intervals on an axis from 0 to 100 %, the series of a row below each other."""
+def intervals(rates: Sequence[Rate], title: str, x_label: str, *, left: int = 96) -> str:
+    """Rates as points with their intervals on an axis from 0 to 100 %, the series of a row below each other.
+
+    `left` is the width of the names of the rows.
+    """
     rows = list(dict.fromkeys(rate.row for rate in rates))
     series = list(dict.fromkeys(rate.series for rate in rates))
-    left, row_height = 96, 18 * len(series) + 16
+    row_height = 18 * len(series) + 16
     bottom = TOP + row_height * len(rows)
     x = Axis(0, 1, left, WIDTH - RIGHT - 8)
     body = "".join(

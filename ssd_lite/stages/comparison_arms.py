@@ -1,0 +1,75 @@
+"""Evaluates arms of a comparison: one model under some decodings, on the dev or test split or on a further set."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import replace
+from typing import Any
+
+from ssd_lite.errors import UserError
+from ssd_lite.grading.grader import Grader
+from ssd_lite.problems.named import load_problems
+from ssd_lite.records import Problem
+from ssd_lite.run_folder import RunFolder
+from ssd_lite.stages.answers import take
+from ssd_lite.stages.arm import Arm, describe
+from ssd_lite.stages.comparison_folder import ComparisonFolder
+from ssd_lite.stages.comparison_plan import BASE, ArmOrder, split, trained_runs
+from ssd_lite.stages.evaluate import arm_answering, arm_weights
+from ssd_lite.stages.grade import check_golden
+
+
+def evaluate_arms(folder: ComparisonFolder, orders: Sequence[ArmOrder]) -> list[dict[str, Any]]:
+    """Evaluate arms in this process, each into its folder; goes on after a kill. Returns their reports."""
+    reports = []
+    with Grader(folder.recipe.evaluate.sandbox) as grader:
+        described: dict[str, tuple[list[Problem], dict[str, Any]]] = {}
+        for order in orders:
+            if order.problems not in described:
+                problems, about = problems_of(folder, order.problems)
+                described[order.problems] = problems, {**about, "golden": check_golden(grader, problems)}
+            reports.append(_evaluate(folder, order, *described[order.problems], grader))
+    return reports
+
+
+def problems_of(folder: ComparisonFolder, name: str) -> tuple[list[Problem], dict[str, Any]]:
+    """The problems of a set's name (dev, test, or a problem set), and what a report says of them."""
+    recipe, settings = folder.recipe, folder.recipe.compare
+    if name not in ("dev", "test"):
+        chosen = load_problems(name, role="evaluate")
+        return list(chosen.problems), describe(chosen, chosen.problems, "")
+    chosen = load_problems(recipe.problems.evaluate, role="evaluate")
+    dev, test = split(
+        take(chosen.problems, settings.limit, recipe.evaluate.seed), settings.dev_share, recipe.evaluate.seed
+    )
+    problems = dev if name == "dev" else test
+    return problems, {**describe(chosen, problems, ""), "split": name}
+
+
+def _evaluate(
+    folder: ComparisonFolder, order: ArmOrder, problems: Sequence[Problem], about: dict[str, Any], grader: Grader
+) -> dict[str, Any]:
+    recipe = folder.recipe
+    model = arm_weights(run_of(folder, order.model), BASE if order.model == BASE else "tuned")
+    n = completions(folder, order.problems)
+    how = replace(arm_answering(recipe, model, order.decoding), n=n)
+    files = folder.arm(order)
+    files.path.mkdir(parents=True, exist_ok=True)
+    ks = sorted({1, *(k for k in recipe.evaluate.k if k <= n)})  # decodings are chosen by pass@1
+    arm = Arm(files, problems, how, ks, recipe.evaluate.block)
+    return arm.evaluate(grader, about, order.model)
+
+
+def completions(folder: ComparisonFolder, problems: str) -> int:
+    """Completions a problem on a set."""
+    settings = folder.recipe.compare
+    return {"dev": settings.dev_n, "test": folder.recipe.evaluate.n}.get(problems, settings.extra_n)
+
+
+def run_of(folder: ComparisonFolder, model: str) -> RunFolder:
+    """The run that holds a model; every run holds the base."""
+    runs = {trained.name: trained for trained in trained_runs(folder.recipe)}
+    trained = next(iter(runs.values())) if model == BASE else runs.get(model)
+    if trained is None:
+        raise UserError(f"the comparison has no model {model!r}; it has base, {', '.join(runs)}.", where="--arm")
+    return folder.run(trained)

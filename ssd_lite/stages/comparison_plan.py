@@ -1,0 +1,155 @@
+"""What a comparison is made of: the runs to train, the decodings to try, the split of the problems, and its arms."""
+
+from __future__ import annotations
+
+import itertools
+import re
+from collections.abc import Sequence
+from dataclasses import dataclass
+from random import Random
+from typing import Any
+
+from ssd_lite.errors import UserError
+from ssd_lite.grading.statistics import groups
+from ssd_lite.recipe import Grpo, Recipe
+from ssd_lite.recipe_file import override, validate
+from ssd_lite.recipe_section import Decoding
+from ssd_lite.records import Problem
+from ssd_lite.run_folder import Stage
+
+BASE = "base"
+_KEY = re.compile(r"T(?P<temperature>[^-]+)-k(?P<top_k>\d+)-p(?P<top_p>[^-]+)-m(?P<min_p>.+)")
+
+
+@dataclass(frozen=True)
+class TrainedRun:
+    """One arm trained with one seed: an ordinary run with a recipe of its own."""
+
+    arm: str
+    seed: int
+    recipe: Recipe
+
+    @property
+    def name(self) -> str:
+        return f"{self.arm}-{self.seed}"
+
+    @property
+    def stages(self) -> tuple[Stage, ...]:
+        """What it needs before it can be evaluated; GRPO samples while it trains."""
+        return ("train", "merge") if self.arm == "grpo" else ("sample", "curate", "train", "merge")
+
+
+def trained_runs(recipe: Recipe) -> list[TrainedRun]:
+    """Every arm and variant with every seed, seed by seed. Raises UserError for an arm that lacks what it needs."""
+    return [
+        TrainedRun(arm, seed, _recipe_of(recipe, arm, seed))
+        for seed in recipe.compare.seeds
+        for arm in dict.fromkeys([*recipe.compare.arms, *recipe.compare.variants])
+    ]
+
+
+def _recipe_of(recipe: Recipe, arm: str, seed: int) -> Recipe:
+    value = recipe.model_dump()
+    value["name"] = f"{recipe.name}-{arm}-{seed}"
+    value["sample"]["seed"] = value["train"]["seed"] = seed
+    overrides = recipe.compare.variants.get(arm)
+    _change(value, "ssd" if overrides is not None else arm, recipe)
+    for setting in overrides or ():
+        override(value, setting)
+    return validate(value, f"compare, arm {arm}")
+
+
+def _change(value: dict[str, Any], arm: str, recipe: Recipe) -> None:
+    """The one thing in which an arm differs from SSD."""
+    value["train"]["target"], value["train"]["grpo"] = "sampled", None
+    value["curate"]["only_correct"], value["sample"]["teacher"] = False, None
+    match arm:
+        case "ssd":
+            pass
+        case "soft":
+            value["train"]["target"] = "soft"
+        case "null_arm":
+            law = {"temperature": 1.0, "top_k": 0, "top_p": 1.0, "min_p": 0.0}
+            value["sample"] |= {**law, "null_arm": True, "targets": "drop"}
+        case "rft":
+            value["curate"]["only_correct"] = True
+        case "distill":
+            if recipe.compare.teacher is None:
+                raise UserError(
+                    "the arm distill needs a teacher.", where="compare.teacher", next_step="Name another model there."
+                )
+            value["sample"] |= {"teacher": recipe.compare.teacher, "targets": "drop"}
+        case "grpo":
+            value["train"]["grpo"] = (recipe.train.grpo or Grpo()).model_dump()
+        case _:
+            raise UserError(f"there is no arm {arm!r}.", where="compare.arms")
+
+
+def training_decoding(recipe: Recipe) -> Decoding:
+    """The law the training samples are drawn from."""
+    sample = recipe.sample
+    return Decoding(temperature=sample.temperature, top_k=sample.top_k, top_p=sample.top_p, min_p=sample.min_p)
+
+
+def candidates(recipe: Recipe) -> list[Decoding]:
+    """Every decoding that is tried on the dev split, each once: those the recipe names first, then the grid."""
+    grid = recipe.compare.grid
+    named = [recipe.evaluate.base, recipe.evaluate.tuned, training_decoding(recipe)]
+    crossed = itertools.product(grid.temperature, grid.top_p, grid.min_p)
+    top_k = recipe.evaluate.base.top_k
+    named += [Decoding(temperature=t, top_k=top_k, top_p=p, min_p=m) for t, p, m in crossed]
+    return list(dict.fromkeys(named))
+
+
+def split(problems: Sequence[Problem], dev_share: float, seed: int) -> tuple[list[Problem], list[Problem]]:
+    """Dev and test problems in the order of the set: drawn with `seed`, tier by tier, so that both are as hard."""
+    tiers = groups({problem.id: problem.difficulty for problem in problems})
+    dev: set[str] = set()
+    for tier, ids in tiers.items():
+        dev.update(Random(f"{seed} {tier}").sample(ids, round(dev_share * len(ids))))
+    parts = [p for p in problems if p.id in dev], [p for p in problems if p.id not in dev]
+    if not all(parts):
+        raise UserError(
+            f"{len(problems)} problems cannot be split into dev and test with a share of {dev_share:g}.",
+            where="compare.dev_share",
+            next_step="Take a larger set, or another share.",
+        )
+    return parts
+
+
+@dataclass(frozen=True)
+class ArmOrder:
+    """One arm to evaluate: a model ("base" or a trained run's name) under a decoding on a set (dev, test or a name)."""
+
+    model: str
+    decoding: Decoding
+    problems: str
+
+    @property
+    def name(self) -> str:
+        """The arm as a word, for its folder and for `--arm`; `read_order` reads it back."""
+        law = self.decoding
+        return f"{self.model}--T{law.temperature!r}-k{law.top_k}-p{law.top_p!r}-m{law.min_p!r}--{self.problems}"
+
+    @property
+    def folder_name(self) -> str:
+        return re.sub(r"[^A-Za-z0-9._-]", "_", self.name)
+
+
+def read_order(name: str) -> ArmOrder:
+    """The arm of a name that `ArmOrder.name` gave. Raises UserError for anything else."""
+    parts = name.split("--", 2)
+    law = _KEY.fullmatch(parts[1]) if len(parts) == 3 else None
+    try:
+        assert law is not None
+        decoding = Decoding(
+            temperature=float(law["temperature"]),
+            top_k=int(law["top_k"]),
+            top_p=float(law["top_p"]),
+            min_p=float(law["min_p"]),
+        )
+    except (AssertionError, ValueError) as error:
+        raise UserError(
+            f"{name!r} names no arm.", where="--arm", next_step="Type for instance base--T0.6-k20-p0.8-m0.0--test."
+        ) from error
+    return ArmOrder(parts[0], decoding, parts[2])

@@ -1,0 +1,119 @@
+"""The rows of a comparison's table: arms with their seeds taken together, and each against every control."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass
+from typing import Any
+
+from ssd_lite.grading.statistics import nested_bootstrap, smallest_difference
+from ssd_lite.recipe_section import Decoding
+from ssd_lite.stages.arm_report import pass_rates
+from ssd_lite.stages.comparison_plan import BASE
+
+Reports = Sequence[Mapping[str, Any]]
+# Roles of a decoding; a row is a model under a role.
+MATCHED, TRAINING, BEST = "matched", "training", "best"
+CONTROLS = ((BASE, MATCHED), (BASE, TRAINING), (BASE, BEST), ("null_arm", MATCHED))
+_NAMES = {
+    BASE: "base",
+    "ssd": "SSD",
+    "soft": "SSD, soft targets",
+    "null_arm": "null-SSD",
+    "rft": "RFT",
+    "distill": "distillation",
+    "grpo": "GRPO",
+}
+_ROLES = {MATCHED: "same decoding", TRAINING: "training decoding", BEST: "best of the grid"}
+
+
+@dataclass(frozen=True)
+class Row:
+    """A model under a role of decoding; `reports` are the arms of its seeds, one for the base."""
+
+    model: str
+    role: str
+    decoding: Decoding
+    reports: Reports
+
+    @property
+    def key(self) -> str:
+        return f"{self.model}@{self.role}"
+
+    @property
+    def label(self) -> str:
+        return f"{_NAMES.get(self.model, self.model)}, {_ROLES[self.role]}"
+
+    @property
+    def ks(self) -> list[int]:
+        return [int(k) for k in self.reports[0]["pass_at_k"]]
+
+    def rates(self, k: int) -> list[list[float]]:
+        """pass@k [seeds, problems]."""
+        return [pass_rates(report["per_problem"], k) for report in self.reports]
+
+
+def numbers(row: Row, controls: Sequence[Row], cost: Mapping[str, float], seed: int) -> dict[str, Any]:
+    """What the table says of a row: pass@k with interval, paired differences against each control, rates, cost.
+
+    `cost` is what sampling and training took, summed over the seeds: tokens_sampled, tokens_trained, seconds.
+    """
+    reports = row.reports
+    return {
+        "key": row.key,
+        "label": row.label,
+        "model": row.model,
+        "role": row.role,
+        "decoding": row.decoding.model_dump(),
+        "seeds": len(reports),
+        "pass_at_k": {str(k): asdict(nested_bootstrap(row.rates(k), seed)) for k in row.ks},
+        "by_seed": {str(k): [report["pass_at_k"][str(k)]["mean"] for report in reports] for k in row.ks},
+        "differences": {c.key: differences(row, c, seed) for c in controls if c.key != row.key},
+        **{name: _mean(report[name] for report in reports) for name in _RATES},
+        "tokens_evaluated": sum(report["tokens"] for report in reports),
+        **cost,
+    }
+
+
+_RATES = ("no_code_rate", "cap_rate", "mean_tokens", "hedging_per_1000_words")
+
+
+def _mean(values: Any) -> float:
+    found = list(values)
+    return float(sum(found) / len(found))
+
+
+def differences(row: Row, control: Row, seed: int) -> dict[str, Any]:
+    """Paired differences row - control in pass@k, over problems and seeds, and the smallest the set could show.
+
+    Where both have the same number of seeds, seed i is paired with seed i; else each is set against the control's mean.
+    """
+    found = {}
+    for k in row.ks:
+        mine, theirs = row.rates(k), control.rates(k)
+        if [r["problem_id"] for r in row.reports[0]["per_problem"]] != [
+            r["problem_id"] for r in control.reports[0]["per_problem"]
+        ]:
+            raise ValueError("two arms are compared over the same problems in the same order")
+        if len(mine) != len(theirs):
+            theirs = [_column_means(theirs)] * len(mine)
+        gaps = [[a - b for a, b in zip(one, two, strict=True)] for one, two in zip(mine, theirs, strict=True)]
+        found[str(k)] = {**asdict(nested_bootstrap(gaps, seed)), "smallest": _smallest(mine, theirs, row, control)}
+    return found
+
+
+def _column_means(rates: Sequence[Sequence[float]]) -> list[float]:
+    return [_mean(column) for column in zip(*rates, strict=True)]
+
+
+def _smallest(mine: list[list[float]], theirs: list[list[float]], row: Row, control: Row) -> float | None:
+    """The larger of the spread that was seen and that of independent samples, as in arm_report.power."""
+    a, b = _column_means(theirs), _column_means(mine)
+    samples = min(r.reports[0]["n"] * len(r.reports) for r in (row, control))
+    seen, independent = smallest_difference(a, b), smallest_difference(a, n=samples)
+    return None if seen is None or independent is None else max(seen, independent)
+
+
+def best_decoding(tried: Mapping[Decoding, Reports]) -> Decoding:
+    """The decoding with the highest mean pass@1 on the dev split, over all seeds; ties go to the first tried."""
+    return max(tried, key=lambda decoding: _mean(report["pass_at_k"]["1"]["mean"] for report in tried[decoding]))
