@@ -31,11 +31,17 @@ STAGE_SECTIONS: dict[Stage, tuple[str, ...]] = {
 }
 
 
-class ArmFolder:
-    """The files of one arm: one model under one decoding."""
+def stages_of(recipe: Recipe) -> tuple[Stage, ...]:
+    """The stages of a run in their order. GRPO draws its own completions, so it needs neither sample nor curate."""
+    skipped = () if recipe.train.grpo is None else ("sample", "curate")
+    return tuple(stage for stage in STAGE_SECTIONS if stage not in skipped)
 
-    def __init__(self, path: Path) -> None:
-        self.path, self.name = path, path.name
+
+class ArmFolder:
+    """The files of one arm: one model under one decoding. `name` is for people; None takes the folder's."""
+
+    def __init__(self, path: Path, name: str | None = None) -> None:
+        self.path, self.name = path, name or path.name
         self.samples = path / "samples.jsonl"
         self.grades = path / "grades.jsonl"
         self.report = path / "report.json"
@@ -51,6 +57,7 @@ class RunFolder:
         self.metrics = path / "metrics.jsonl"
         self.samples = path / "samples.jsonl"
         self.targets = path / "targets" / "samples.bin"
+        self.curate_grades = path / "curate_grades.jsonl"
         self.train_rows = path / "train.jsonl"
         self.checkpoints = path / "checkpoints"
         self.adapter = path / "adapter"

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import hashlib
 import io
 import json
 import re
@@ -15,24 +16,36 @@ from typing import Any
 
 import pytest
 
+from ssd_lite.grading.grader import Grader
 from ssd_lite.problem_tests import FunctionalTest, StdinTest
 from ssd_lite.problems.overlap import refuse_overlap, remove_duplicates
 from ssd_lite.problems.starter import load_starter
 from ssd_lite.records import Problem
+from ssd_lite.stages.grade import check_golden
 
 EVALUATION = load_starter("evaluate")
 TRAINING = load_starter("train")
+# Functions of one or two truth values: their tests hold every input there is.
+FEWER_INPUTS = {"train/either": 4, "train/opposite": 2}
+# Of the training prompts as they were first sampled; samples of other prompts cannot be compared with those.
+PROMPTS_SHA256 = "194c66bde82e458ce5ed6e42c39390d4db234d416b2c94171fd5f634af97cc2b"
 
 
-def passes(test: Any, program: str) -> bool:
+def passes(test: Any, program: str, golden: str) -> bool:
     """Run a program of this project's own making (trusted) on all cases."""
     if isinstance(test, FunctionalTest):
-        names: dict[str, Any] = {}
-        exec(program, names)
-        function: Callable[..., Any] = names[test.entry_point]
-        return all(same(function(*json.loads(json.dumps(args))), expected) for args, expected in test.cases)
+        values = returned(program, test)
+        wanted = returned(golden, test) if test.expected_from == "golden" else [case[1] for case in test.cases]
+        return all(same(value, expected) for value, expected in zip(values, wanted, strict=True))
     assert isinstance(test, StdinTest)
     return all(run(program, text).split() == output.split() for text, output in test.cases)
+
+
+def returned(program: str, test: FunctionalTest) -> list[Any]:
+    names: dict[str, Any] = {}
+    exec(program, names)
+    function: Callable[..., Any] = names[test.entry_point]
+    return [function(*json.loads(json.dumps(args))) for args, _ in test.cases]
 
 
 def same(value: Any, expected: Any) -> bool:
@@ -61,29 +74,40 @@ def task(problem: Problem) -> str:
 def test_sizes_kinds_and_tiers() -> None:
     assert len(TRAINING) >= 150
     assert len(EVALUATION) >= 80
-    assert {type(problem.test) for problem in EVALUATION} == {FunctionalTest, StdinTest}
     for problems in (TRAINING, EVALUATION):
+        assert {type(problem.test) for problem in problems} == {FunctionalTest, StdinTest}
         tiers = Counter(problem.difficulty for problem in problems)
         assert set(tiers) == {"easy", "medium", "hard"}
         assert min(tiers.values()) >= 15
-    assert all(problem.test is None and problem.golden is None for problem in TRAINING)
 
 
-@pytest.mark.parametrize("problem", EVALUATION, ids=lambda problem: problem.id)
+@pytest.mark.parametrize("problem", [*EVALUATION, *TRAINING], ids=lambda problem: problem.id)
 def test_golden_passes_and_constant_programs_fail(problem: Problem) -> None:
     assert isinstance(problem.test, FunctionalTest | StdinTest)
     assert problem.golden is not None
-    assert len(problem.test.cases) >= 6
-    assert passes(problem.test, problem.golden)
+    assert len(problem.test.cases) >= FEWER_INPUTS.get(problem.id, 6)
+    assert passes(problem.test, problem.golden, problem.golden)
     for constant in ("None", "True", "False", "0", "''", "[]", "-1"):
         if isinstance(problem.test, FunctionalTest):
             wrong = f"def {problem.test.entry_point}(*args): return {constant}"
         else:
             wrong = f"print({constant})"
-        assert not passes(problem.test, wrong), constant
+        assert not passes(problem.test, wrong, problem.golden), constant
     if isinstance(problem.test, FunctionalTest):
-        assert not passes(problem.test, f"def {problem.test.entry_point}(*args): return args[0]")
+        wrong = f"def {problem.test.entry_point}(*args): return args[0]"
+        assert not passes(problem.test, wrong, problem.golden)
         assert f"def {problem.test.entry_point}(" in problem.messages[0]["content"]
+
+
+def test_all_golden_programs_pass_the_real_grader() -> None:
+    with Grader() as grader:
+        assert check_golden(grader, TRAINING) == "177 of 177 problems have a golden solution, and each passes"
+        assert grader.describe()["weak_problems"] == []
+
+
+def test_the_training_prompts_are_those_that_were_sampled_before() -> None:
+    rows = [[problem.id, problem.messages[0]["content"]] for problem in TRAINING]
+    assert hashlib.sha256(json.dumps(rows).encode()).hexdigest() == PROMPTS_SHA256
 
 
 def test_no_task_is_in_both_halves_even_in_other_words() -> None:

@@ -41,8 +41,11 @@ class ModelSource:
     note: str
 
 
-def resolve_model(name: str, revision: str | None = None) -> ModelSource:
-    """Find a model and check that it is one. Raises UserError that says what is missing and what to name instead."""
+def resolve_model(name: str, revision: str | None = None, key: str = "model.name") -> ModelSource:
+    """Find a model and check that it is one. Raises UserError that says what is missing and what to name instead.
+
+    `key` is the recipe's key that names it.
+    """
     if name in PACKAGED:
         return _gguf_source(name, "packaged", _packaged_file(name))
     path = Path(name).expanduser()
@@ -59,7 +62,7 @@ def resolve_model(name: str, revision: str | None = None) -> ModelSource:
         )
     raise UserError(
         f"no model named {name!r}, no folder or file {path.absolute()}.",
-        where="model.name",
+        where=key,
         next_step=f"Name a packaged model ({', '.join(PACKAGED)}), a folder, a GGUF file or a Hub id (owner/name).",
     )
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Iterable, Sequence
 from datetime import datetime
 from pathlib import Path
@@ -12,24 +13,46 @@ from ssd_lite.errors import MissingLibraryError, UserError
 from ssd_lite.records import Message
 
 
+_THINKING_TAG = re.compile(r"</?think(?:ing)?>", re.I)
+
+
 class ChatTokenizer:
     """Renders chat messages to token ids and back, as the model's own files say.
 
-    `end_ids` are all tokens that end a completion: generation_config.json's list, config.json's and the tokenizer's.
+    `end_ids` are all tokens that end a completion: generation_config.json's list, config.json's and the tokenizer's;
+    `end_id` is the tokenizer's own, with which its template ends a turn. `enable_thinking` goes to the template, unless
+    it is None.
     """
 
-    def __init__(self, tokenizer: Any, template: str | None, specials: dict[str, str], end_ids: Iterable[int]) -> None:
+    def __init__(
+        self,
+        tokenizer: Any,
+        template: str | None,
+        specials: dict[str, str],
+        end_ids: Iterable[int],
+        enable_thinking: bool | None = None,
+    ) -> None:
         self._tokenizer = tokenizer
+        self._variables = {} if enable_thinking is None else {"enable_thinking": enable_thinking}
+        special = {index: token.content for index, token in tokenizer.get_added_tokens_decoder().items() if token.special}
+        tags = {index for index, content in special.items() if _THINKING_TAG.fullmatch(content)}
+        # A text without the tags that a model calls special would not tell its thinking from its answer.
+        self._hidden = frozenset(special) - tags if tags else None
         self.chat_template = template
         self._specials = specials
         self.end_ids = tuple(sorted(set(end_ids)))
         self.bos_id = self._id_of("bos_token")
         pad = self._id_of("pad_token")
         self.pad_id: int = self.end_ids[0] if pad is None else pad
+        eos = self._id_of("eos_token")
+        self.end_id: int = eos if eos in self.end_ids else self.end_ids[0]
 
     @classmethod
-    def load(cls, folder: Path) -> ChatTokenizer:
-        """Read tokenizer.json, tokenizer_config.json, chat_template.jinja, generation_config.json and config.json."""
+    def load(cls, folder: Path, enable_thinking: bool | None = None, *, lenient: bool = False) -> ChatTokenizer:
+        """Read tokenizer.json, tokenizer_config.json, chat_template.jinja, generation_config.json and config.json.
+
+        Raises UserError where `enable_thinking` is set and the template does not know it; `lenient` leaves it out.
+        """
         try:
             from tokenizers import Tokenizer
         except ImportError as error:
@@ -48,7 +71,12 @@ class ChatTokenizer:
         end_ids = _end_ids(folder, tokenizer, specials)
         if not end_ids:
             raise UserError("names no end token, so a completion could never stop.", where=str(folder))
-        return cls(tokenizer, _template(folder, config), specials, end_ids)
+        template = _template(folder, config)
+        if enable_thinking is not None and "enable_thinking" not in (template or ""):
+            if not lenient:
+                raise _no_such_switch(folder)
+            enable_thinking = None
+        return cls(tokenizer, template, specials, end_ids, enable_thinking)
 
     def _id_of(self, name: str) -> int | None:
         text = self._specials.get(name)
@@ -58,7 +86,7 @@ class ChatTokenizer:
     def render(self, messages: Sequence[Message], **variables: Any) -> tuple[str, list[int]]:
         """The text of a conversation with the start of the assistant's turn, and its ids.
 
-        `variables` go to the template (`enable_thinking=False`). Raises UserError where the model has no template.
+        `variables` go to the template, beside `enable_thinking`. Raises UserError where the model has no template.
         """
         if self.chat_template is None:
             raise UserError(
@@ -66,7 +94,8 @@ class ChatTokenizer:
             )
         from jinja2.exceptions import TemplateError
 
-        values = {"tools": None, "documents": None, "add_generation_prompt": True, **self._specials, **variables}
+        values: dict[str, Any] = {"tools": None, "documents": None, "add_generation_prompt": True}
+        values |= {**self._specials, **self._variables, **variables}
         try:
             text = _environment().from_string(self.chat_template).render(messages=list(messages), **values)
         except TemplateError as error:
@@ -81,10 +110,45 @@ class ChatTokenizer:
         ids: list[int] = self._tokenizer.encode(text, add_special_tokens=False).ids
         return ids
 
+    def encode_text(self, text: str) -> list[int]:
+        """Token ids of a text in which the names of special tokens are mere text."""
+        self._tokenizer.encode_special_tokens = True
+        try:
+            return self.encode(text)
+        finally:
+            self._tokenizer.encode_special_tokens = False
+
+    def token(self, token_id: int) -> str:
+        """The token of an id as the vocabulary writes it; "" for an id that it has not."""
+        return self._tokenizer.id_to_token(token_id) or ""
+
+    def id_of(self, token: str) -> int | None:
+        """The id of a token as the vocabulary writes it, None where it has none."""
+        found: int | None = self._tokenizer.token_to_id(token)
+        return found
+
+    def numbers_like(self, other: ChatTokenizer) -> bool:
+        """Do both give every token the same id? Compares model, added tokens and decoder of the tokenizer.json files.
+
+        How a text is cut before it is numbered plays no part: it changes no id's meaning.
+        """
+        mine, theirs = (json.loads(one._tokenizer.to_str()) for one in (self, other))
+        return all(mine[part] == theirs[part] for part in ("model", "added_tokens", "decoder"))
+
     def decode(self, ids: Sequence[int], *, skip_special: bool = False) -> str:
-        """The text of token ids; `skip_special` leaves out end and control tokens."""
+        """The text of token ids; `skip_special` leaves out end and control tokens, but no tags of thinking."""
+        if skip_special and self._hidden is not None:
+            ids, skip_special = [token for token in ids if token not in self._hidden], False
         text: str = self._tokenizer.decode(list(ids), skip_special_tokens=skip_special)
         return text
+
+
+def _no_such_switch(folder: Path) -> UserError:
+    return UserError(
+        f"the chat template of {folder.name} does not mention enable_thinking, so the key would change nothing.",
+        where="model.enable_thinking",
+        next_step="Leave it out (null): the model thinks always or never, as its template says.",
+    )
 
 
 def _environment() -> Any:

@@ -23,6 +23,7 @@ NAMES = {
     "rstar-coder[:PATH]": "prompts of microsoft/rStar-Coder seed_sft, from the Hub or local parquet",
     "livecodebench:PATH[:RELEASE]": "LiveCodeBench JSON Lines",
     "evalplus:PATH": "HumanEval+ or MBPP+ JSON Lines",
+    "questions:FILE": "questions with an exact or numeric answer, GSM8K's form included",
     "FILE.jsonl": "your own problems",
 }
 
@@ -104,6 +105,11 @@ def _load(name: str, head: str, request: _Request) -> _Source:
 
             file = existing_file(request.path())
             return _Source(load_evalplus(file), sha256_of_files([file]), str(file))
+        case "questions" if request.rest:
+            from ssd_lite.problems.questions import load_questions
+
+            file = existing_file(request.path())
+            return _Source(load_questions(file), sha256_of_files([file]), f"questions, {file.name}")
         case _:
             return _jsonl(name, request.base_dir)
 

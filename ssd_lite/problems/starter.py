@@ -12,7 +12,10 @@ DATA = Path(__file__).parent / "data"
 
 
 def load_starter(role: Literal["train", "evaluate"]) -> list[Problem]:
-    """`train`: prompts only. `evaluate`: problems with tests, a golden solution and a difficulty. No task in both."""
+    """Problems with tests, a golden solution and a difficulty; no task is in both roles.
+
+    SSD reads the prompts of `train` alone; its tests are for the controls that learn from correctness.
+    """
     return load_jsonl(starter_file(role))
 
 

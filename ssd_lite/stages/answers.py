@@ -11,12 +11,14 @@ from random import Random
 from typing import TYPE_CHECKING, Any
 
 from ssd_lite.errors import Stopped, UserError
+from ssd_lite.grading.extract import opens_thinking
 from ssd_lite.interrupt import stop_requested
 from ssd_lite.journal import Journal, Record
 from ssd_lite.progress import Progress
 from ssd_lite.prompts import render
 from ssd_lite.records import Problem, Sample, SamplingSettings, Span, sample_from_json, to_json
 from ssd_lite.span_file import SpanFile
+from ssd_lite.stages.distilling import Student
 
 if TYPE_CHECKING:
     from ssd_lite.engines.sampler import Completion, Engine, Request
@@ -27,7 +29,9 @@ if TYPE_CHECKING:
 class Answering:
     """Who answers and how: `folder` gives tokenizer and template; the engine loads `weights`, the folder or a GGUF.
 
-    With `targets_file` the law of every drawn token is kept there.
+    With `targets_file` the law of every drawn token is kept there. With `student`, the folder of another model, the
+    samples are recorded with that model's ids. `enable_thinking` goes to the chat template, a teacher's only where it
+    knows it.
     """
 
     engine: Engine
@@ -41,6 +45,8 @@ class Answering:
     threads: int | None
     gguf_type: str | None = None
     targets_file: Path | None = None
+    student: Path | None = None
+    enable_thinking: bool | None = None
 
 
 def sample_key(record: Record) -> tuple[str, int]:
@@ -55,11 +61,12 @@ def answer(problems: Sequence[Problem], how: Answering, journal_file: Path, labe
     """
     from ssd_lite.engines.tokenizer import ChatTokenizer
 
-    tokenizer = ChatTokenizer.load(how.folder)
+    tokenizer = ChatTokenizer.load(how.folder, how.enable_thinking, lenient=how.student is not None)
     started = time.monotonic()
     with Journal(journal_file, sample_key) as journal, ExitStack() as files:
         wanted = {(r.prompt.problem_id, r.index): r for r in _requests(problems, how, tokenizer)}
-        _check_records(journal, wanted, how)
+        student = None if how.student is None else Student(how.student, tokenizer, problems, how.enable_thinking)
+        _check_records(journal, wanted if student is None else student.requests(wanted), how)
         targets = None
         if how.targets_file is not None:
             spans = [Span(**record["targets"]) for record in journal.records if record["targets"] is not None]
@@ -71,7 +78,8 @@ def answer(problems: Sequence[Problem], how: Answering, journal_file: Path, labe
             if targets is not None and completion.targets is not None:
                 # The laws first: a record on disk never names what is not there.
                 span = targets.append(completion.targets.to_bytes())
-            journal.append([to_json(_sample(completion, how, tokenizer, span))])
+            sample = _sample(completion, how, tokenizer, span)
+            journal.append([to_json(sample if student is None else student.learns(sample))])
             made += len(completion.ids)
         tokens = sum(len(record["completion_ids"]) for record in journal.records)
         seconds = time.monotonic() - started
@@ -80,7 +88,9 @@ def answer(problems: Sequence[Problem], how: Answering, journal_file: Path, labe
             "tokens": tokens,
             "seconds": round(seconds, 2),
             "tokens_per_s": round(made / seconds, 1) if made else None,
+            "cut_off": sum(record["finish_reason"] == "length" for record in journal.records),
             "cut_bytes": journal.cut_bytes,
+            **({} if student is None else {"same_vocabulary": student.same_vocabulary}),
         }
 
 
@@ -116,8 +126,10 @@ def _check_records(journal: Journal, wanted: Mapping[tuple[str, int], Request], 
     settings = asdict(how.settings)
     for record in journal.records:
         request = wanted.get(sample_key(record))
-        if request is None or tuple(record["prompt_ids"]) != request.prompt.ids:
+        if request is None:
             changed = "another problem set or n"
+        elif tuple(record["prompt_ids"]) != request.prompt.ids:
+            changed = "other prompts (their text, the chat template or model.enable_thinking has changed)"
         elif record["settings"] != settings:
             old = record["settings"]
             differing = [
@@ -164,6 +176,7 @@ def _sample(completion: Completion, how: Answering, tokenizer: ChatTokenizer, ta
         model_hash=how.model_hash,
         survivors=round(completion.survivors, 4),
         targets=targets,
+        opened_thinking=opens_thinking(request.prompt.text),
     )
 
 

@@ -8,18 +8,15 @@ from dataclasses import dataclass
 from typing import Any
 
 from ssd_lite.atomic import write_json
-from ssd_lite.errors import Stopped, UserError
-from ssd_lite.grading.extract import Block, extract_program
-from ssd_lite.grading.grader import Grader
-from ssd_lite.grading.steps import Submission
-from ssd_lite.interrupt import stop_requested
-from ssd_lite.journal import Journal
+from ssd_lite.errors import UserError
+from ssd_lite.grading.extract import Block
+from ssd_lite.grading.submissions import Grading
 from ssd_lite.problems.problem_set import ProblemSet
-from ssd_lite.progress import Progress
-from ssd_lite.records import Grade, Problem, Sample, grade_from_json, to_json
+from ssd_lite.records import Grade, Problem, Sample
 from ssd_lite.run_folder import ArmFolder
-from ssd_lite.stages.answers import Answering, answer, read_samples, sample_key
+from ssd_lite.stages.answers import Answering, answer, read_samples
 from ssd_lite.stages.arm_report import arm_numbers
+from ssd_lite.stages.correctness import grade_samples
 
 
 def describe(chosen: ProblemSet, problems: Sequence[Problem], golden: str) -> dict[str, Any]:
@@ -38,7 +35,7 @@ class Arm:
     ks: Sequence[int]
     block: Block
 
-    def evaluate(self, grader: Grader, problem_set: dict[str, Any], model: str) -> dict[str, Any]:
+    def evaluate(self, grader: Grading, problem_set: dict[str, Any], model: str) -> dict[str, Any]:
         """Sample, grade and count; each goes on where it was. Writes and returns report.json."""
         self._hold_to({"problems_sha256": problem_set["sha256"], "tier": grader.tier, "block": self.block})
         work = answer(self.problems, self.how, self.files.samples, f"evaluate {self.files.name}")
@@ -88,20 +85,6 @@ class Arm:
         else:
             write_json(file, facts)
 
-    def _grades(self, grader: Grader, samples: Sequence[Sample]) -> list[Grade]:
-        by_id = {problem.id: problem for problem in self.problems}
+    def _grades(self, grader: Grading, samples: Sequence[Sample]) -> list[Grade]:
         label = f"grade {self.files.name}"
-        with Journal(self.files.grades, sample_key) as journal:
-            waiting = [s for s in samples if s.key not in journal]
-            submissions = [
-                Submission(by_id[s.problem_id], s.index, extract_program(s.completion, block=self.block).program)
-                for s in waiting
-            ]
-            if waiting:
-                with Progress(len(samples), "programs", label, start=len(samples) - len(waiting)) as progress:
-                    for grade in grader.grade(submissions):
-                        journal.append([to_json(grade)])
-                        progress.advance()
-                        if stop_requested():
-                            raise Stopped(f"{label} stopped after {len(journal)} of {len(samples)} programs.")
-            return [grade_from_json(record) for record in journal.records]
+        return grade_samples(grader, samples, self.problems, self.files.grades, self.block, label)

@@ -1,4 +1,4 @@
-"""The base model of a run: found once, noted in the manifest, and the same for every later stage."""
+"""The models of a run, base and teacher: found once, noted in the manifest, and the same for every later stage."""
 
 from __future__ import annotations
 
@@ -16,13 +16,23 @@ def base_model(run: RunFolder) -> ModelSource:
 
     Raises UserError if the weights under that name are others now.
     """
+    return _held_to(run, "model", run.recipe.model.name, run.recipe.model.revision, "model.name")
+
+
+def teacher_model(run: RunFolder) -> ModelSource | None:
+    """The model of sample.teacher, None where the base answers itself; noted and held to as the base is."""
+    name = run.recipe.sample.teacher
+    return None if name is None else _held_to(run, "teacher", name, None, "sample.teacher")
+
+
+def _held_to(run: RunFolder, role: str, name: str, revision: str | None, key: str) -> ModelSource:
     from ssd_lite.engines.model_source import resolve_model
 
-    noted = run.manifest().get("model")
-    source = resolve_model(run.recipe.model.name, noted["revision"] if noted else run.recipe.model.revision)
+    noted = run.manifest().get(role)
+    source = resolve_model(name, noted["revision"] if noted else revision, key)
     if noted is None:
         facts = ("name", "kind", "revision", "weights_sha256", "note")
-        run.note("model", {fact: getattr(source, fact) for fact in facts})
+        run.note(role, {fact: getattr(source, fact) for fact in facts})
     elif noted["weights_sha256"] != source.weights_sha256:
         raise UserError(
             f"the weights of {source.name} are not those this run started with "

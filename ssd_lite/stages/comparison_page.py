@@ -8,7 +8,7 @@ from typing import Any
 from ssd_lite.recipe import Recipe
 from ssd_lite.recipe_file import dump_recipe
 from ssd_lite.stages import svg_plots
-from ssd_lite.stages.comparison_rows import CONTROLS
+from ssd_lite.stages.comparison_rows import CONTROLS, name_of
 from ssd_lite.stages.report_html import block, bullets, figure, page, paragraph, section, table, text
 from ssd_lite.stages.report_words import bounds, duration, law, percent, signed
 
@@ -59,10 +59,12 @@ def _set_section(title: str, rows: Rows) -> str:
     drawing = svg_plots.intervals(rates, f"pass@{k} of every arm", f"pass@{k} with 95 % interval", left=width)
     return section(
         title,
-        table(_figure_head(rows), [_figure_row(row) for row in rows], caption="Rates are means over the seeds."),
+        table(_figure_head(rows), [_figure_row(row) for row in rows], caption="pass@k with 95 % interval."),
         figure(drawing, f"pass@{k}; the interval is over problems and seeds."),
         "<h3>Paired differences against the controls, in points</h3>",
         table(["arm", *_controls(rows)], _difference_rows(rows, k), caption=f"pass@{k}, row − column, 95 % interval."),
+        "<h3>How they answer</h3>",
+        table(_MANNERS, [_manners(row) for row in rows], caption="Means over the seeds."),
     )
 
 
@@ -74,15 +76,22 @@ def _rate(row: Mapping[str, Any], k: str) -> svg_plots.Rate:
 
 def _figure_head(rows: Rows) -> list[str]:
     passes = [f"pass@{k}" for k in rows[0]["pass_at_k"]]
-    return ["arm", "decoding", *passes, "by seed", "no code", "cut off", "tokens", "hedging"]
+    return ["arm", "decoding", *passes, "by seed"]
 
 
 def _figure_row(row: Mapping[str, Any]) -> list[str]:
     passes = [f"{percent(found['mean'])} {bounds(found)}" for found in row["pass_at_k"].values()]
     first = min(row["by_seed"], key=int)
     seeds = ", ".join(f"{100 * rate:.1f}" for rate in row["by_seed"][first])
+    return [row["label"], law(row["decoding"]), *passes, seeds]
+
+
+_MANNERS = ["arm", "no code", "cut off", "mean tokens", "hedging words per 1,000"]
+
+
+def _manners(row: Mapping[str, Any]) -> list[str]:
     rates = [percent(row["no_code_rate"]), percent(row["cap_rate"]), f"{row['mean_tokens']:.0f}"]
-    return [row["label"], law(row["decoding"]), *passes, seeds, *rates, f"{row['hedging_per_1000_words']:.2f}"]
+    return [row["label"], *rates, f"{row['hedging_per_1000_words']:.2f}"]
 
 
 def _controls(rows: Rows) -> list[str]:
@@ -117,10 +126,9 @@ def _tried(result: Mapping[str, Any]) -> str:
 def _cost(rows: Rows) -> str:
     seen = {row["model"]: row for row in rows if row["model"] != "base"}
     body = [
-        [row["label"].partition(",")[0] if model != "soft" else "SSD, soft targets",
-         f"{row['tokens_sampled']:,}", f"{row['tokens_trained']:,}", duration(row["seconds"])]
+        [name_of(model), f"{row['tokens_sampled']:,}", f"{row['tokens_trained']:,}", duration(row["seconds"])]
         for model, row in seen.items()
-    ]  # fmt: skip
+    ]
     note = "Summed over the seeds. Samples that arms share count for each of them. The base costs neither."
     head = ["arm", "tokens sampled", "tokens read in training", "time"]
     return section("What each arm cost", paragraph(note), table(head, body, caption="Sampling and training."))

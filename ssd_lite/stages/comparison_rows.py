@@ -18,13 +18,18 @@ CONTROLS = ((BASE, MATCHED), (BASE, TRAINING), (BASE, BEST), ("null_arm", MATCHE
 _NAMES = {
     BASE: "base",
     "ssd": "SSD",
-    "soft": "SSD, soft targets",
+    "soft": "soft SSD",
     "null_arm": "null-SSD",
     "rft": "RFT",
     "distill": "distillation",
     "grpo": "GRPO",
 }
 _ROLES = {MATCHED: "same decoding", TRAINING: "training decoding", BEST: "best of the grid"}
+
+
+def name_of(model: str) -> str:
+    """A model's name for people; variants have the one the recipe gives."""
+    return _NAMES.get(model, model)
 
 
 @dataclass(frozen=True)
@@ -42,7 +47,7 @@ class Row:
 
     @property
     def label(self) -> str:
-        return f"{_NAMES.get(self.model, self.model)}, {_ROLES[self.role]}"
+        return f"{name_of(self.model)}, {_ROLES[self.role]}"
 
     @property
     def ks(self) -> list[int]:

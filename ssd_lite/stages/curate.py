@@ -1,11 +1,11 @@
-"""The stage that chooses what is trained on: samples.jsonl in, train.jsonl out. Nothing here looks at correctness."""
+"""The stage that chooses what is trained on: samples.jsonl in, train.jsonl out; correctness only if asked for."""
 
 from __future__ import annotations
 
 import dataclasses
 import json
 import time
-from collections.abc import Iterable, Sequence
+from collections.abc import Container, Iterable, Sequence
 from typing import TYPE_CHECKING, Any
 
 from ssd_lite.atomic import write_text
@@ -15,19 +15,21 @@ from ssd_lite.recipe import Curate
 from ssd_lite.records import Sample, sample_from_json
 from ssd_lite.run_folder import RunFolder
 from ssd_lite.stages.base_model import base_model
+from ssd_lite.stages.cut_off import dropped_warnings
 
 if TYPE_CHECKING:
     from ssd_lite.engines.tokenizer import ChatTokenizer
+    from ssd_lite.stages.correctness import Graded
 
-REASONS = ("empty", "stub", "cut_off", "too_long", "duplicate", "shortest")
+REASONS = ("empty", "stub", "cut_off", "too_long", "duplicate", "not_correct", "shortest")
 
 
 def curate(run: RunFolder) -> dict[str, Any]:
     """Filter the samples and write the training rows, or say what was done before.
 
     The summary counts `samples`, `rows`, `dropped` by reason (each sample under the first that holds), and the tokens:
-    `prompt_tokens`, `trained_tokens`, `longest`. Raises UserError where no sample is left, naming the reasons, and for
-    samples whose ids contradict their record.
+    `prompt_tokens`, `trained_tokens`, `longest`; with curate.only_correct `graded` says how many passed. Raises
+    UserError where no sample is left, naming the reasons, and for samples whose ids contradict their record.
     """
     done = run.done("curate")
     if done is not None and run.train_rows.is_file():
@@ -36,13 +38,15 @@ def curate(run: RunFolder) -> dict[str, Any]:
     started = time.monotonic()
     samples = read_samples(run)
     check_ids(samples, _tokenizer(run))
-    kept, dropped = choose(samples, run.recipe.curate, run.recipe.train.max_length)
+    graded = _graded(run, samples)
+    passed = None if graded is None else graded.passed
+    kept, dropped = choose(samples, run.recipe.curate, run.recipe.train.max_length, passed)
     if not kept:
         reasons = ", ".join(f"{count} {name}" for name, count in dropped.items() if count) or "there was none"
         raise UserError(
             f"0 of {len(samples)} samples left: {reasons}.",
             where=str(run.samples),
-            next_step="Loosen the section curate, or raise sample.max_new_tokens or train.max_length.",
+            next_step="Loosen the section curate, or raise sample.n, sample.max_new_tokens or train.max_length.",
         )
     write_text(run.train_rows, "".join(json.dumps(_row(sample)) + "\n" for sample in kept))
     summary = {
@@ -52,6 +56,8 @@ def curate(run: RunFolder) -> dict[str, Any]:
         "prompt_tokens": sum(len(sample.prompt_ids) for sample in kept),
         "trained_tokens": sum(len(sample.completion_ids) for sample in kept),
         "longest": max(_length(sample) for sample in kept),
+        **({} if graded is None else {"graded": graded.summary}),
+        "warnings": dropped_warnings(dropped["cut_off"], len(samples)),
     }
     run.finish("curate", summary, time.monotonic() - started)
     return summary
@@ -63,9 +69,22 @@ def read_samples(run: RunFolder) -> list[Sample]:
     return sorted(samples, key=lambda sample: sample.key)
 
 
-def choose(samples: Sequence[Sample], rules: Curate, max_length: int) -> tuple[list[Sample], dict[str, int]]:
-    """The samples that stay, in their order, and how many fell to each reason of REASONS."""
-    dropped = dict.fromkeys(REASONS, 0)
+def _graded(run: RunFolder, samples: Sequence[Sample]) -> Graded | None:
+    if not run.recipe.curate.only_correct:
+        return None
+    from ssd_lite.stages.correctness import grade_training_samples
+
+    return grade_training_samples(run, samples)
+
+
+def choose(
+    samples: Sequence[Sample], rules: Curate, max_length: int, passed: Container[tuple[str, int]] | None = None
+) -> tuple[list[Sample], dict[str, int]]:
+    """The samples that stay, in their order, and how many fell to each reason of REASONS.
+
+    `passed` holds the keys of the correct samples; None does not look at correctness, and has no count for it.
+    """
+    dropped = {reason: 0 for reason in REASONS if reason != "not_correct" or passed is not None}
     kept: list[Sample] = []
     seen: set[tuple[str, tuple[int, ...]]] = set()
     for sample in samples:
@@ -73,6 +92,8 @@ def choose(samples: Sequence[Sample], rules: Curate, max_length: int) -> tuple[l
         twin = (sample.problem_id, sample.completion_ids)
         if reason is None and rules.deduplicate and twin in seen:
             reason = "duplicate"
+        if reason is None and passed is not None and sample.key not in passed:
+            reason = "not_correct"
         if reason is not None:
             dropped[reason] += 1
             continue

@@ -8,6 +8,7 @@ from typing import Any
 
 from ssd_lite import __version__
 from ssd_lite.atomic import write_text
+from ssd_lite.recipe import Recipe
 from ssd_lite.recipe_file import dump_recipe
 from ssd_lite.run_folder import RunFolder
 
@@ -28,9 +29,7 @@ def card(run: RunFolder, merged: Mapping[str, Any], evaluation: Mapping[str, Any
     stages = run.manifest().get("stages", {})
     sections = [
         _front(base),
-        f"# {recipe.name}\n\n{_origin(base)} It was fine-tuned on its own samples "
-        "(Simple Self-Distillation, arXiv 2604.01193): sampled at a raised temperature, nothing checked for "
-        "correctness, cross-entropy on the sampled tokens.",
+        f"# {recipe.name}\n\n{_origin(base)} {_method(recipe)}",
         "## Decoding\n\n" + _decoding(run),
         "## How it was made\n\n" + _counts(stages, merged),
         "## Evaluation\n\n" + _evaluation(evaluation, verdict),
@@ -39,6 +38,24 @@ def card(run: RunFolder, merged: Mapping[str, Any], evaluation: Mapping[str, Any
         "## Licence\n\n" + _licence(base),
     ]
     return "\n\n".join(sections) + "\n"
+
+
+def _method(recipe: Recipe) -> str:
+    if recipe.train.grpo is not None:
+        return (
+            "It was trained by GRPO (arXiv 2402.03300) with TRL: it answered problems, and a completion whose program "
+            "passed the problem's tests was rewarded. This is not SSD, but a control for it."
+        )
+    if recipe.sample.teacher is None and not recipe.curate.only_correct:
+        return (
+            "It was fine-tuned on its own samples (Simple Self-Distillation, arXiv 2604.01193): sampled at a raised "
+            "temperature, nothing checked for correctness, cross-entropy on the sampled tokens."
+        )
+    # The last part of a path alone: a card is published, a disk's layout is not.
+    teacher = None if recipe.sample.teacher is None else recipe.sample.teacher.rstrip("/").rsplit("/", 1)[-1]
+    whose = "its own samples" if teacher is None else f"the samples of another model, `{teacher}` (distillation)"
+    which = "those that pass their problems' tests" if recipe.curate.only_correct else "right and wrong ones alike"
+    return f"It was fine-tuned on {whose}, {which}, with cross-entropy on the sampled tokens. This is not SSD."
 
 
 def _front(base: Mapping[str, Any]) -> str:

@@ -10,7 +10,7 @@ from typing import Any
 from ssd_lite import __version__
 from ssd_lite.recipe import Recipe
 from ssd_lite.recipe_file import dump_recipe
-from ssd_lite.run_folder import STAGE_SECTIONS, RunFolder
+from ssd_lite.run_folder import STAGE_SECTIONS, RunFolder, stages_of
 from ssd_lite.stages.report_findings import ARMS, Findings
 from ssd_lite.stages.report_html import block, paragraph, section, table, text
 from ssd_lite.stages.report_words import duration, size
@@ -22,6 +22,7 @@ _REASONS = {
     "cut_off": "cut off at the token cap",
     "too_long": "longer than train.max_length",
     "duplicate": "equal to another of its problem",
+    "not_correct": "failed its problem's tests",
     "shortest": "among the shortest",
 }
 
@@ -38,6 +39,12 @@ def curating(findings: Findings) -> str:
     rows.append(["trained on", f"{summary['rows']:,}", _of(summary["rows"], samples)])
     caption = f"{summary['trained_tokens']:,} tokens trained; each sample under the first reason that holds."
     note = "Nothing looked at correctness: right and wrong programs were trained on alike."
+    if graded := summary.get("graded"):
+        note = (
+            f"Only programs that pass were trained on (curate.only_correct: rejection sampling, not SSD): "
+            f"{graded['passed']:,} of {graded['samples']:,} samples passed, of {graded['problems_passed']:,} of "
+            f"{graded['problems']:,} problems."
+        )
     return section("What was trained on", paragraph(note), table(["step", "samples", "share"], rows, caption=caption))
 
 
@@ -144,7 +151,7 @@ def commands(run: RunFolder) -> str:
     """What to type to repeat the run, whole or stage by stage."""
     name = shlex.quote(run.path.absolute().name)
     again = shlex.quote(f"{run.path.absolute().name}-again")
-    stages = "\n".join(f"ssd-lite {stage} {again}" for stage in STAGE_SECTIONS)
+    stages = "\n".join(f"ssd-lite {stage} {again}" for stage in stages_of(run.recipe))
     return section(
         "Repeat it",
         paragraph("From the folder that holds this run:"),
@@ -165,12 +172,16 @@ def versions(run: RunFolder, findings: Findings) -> str:
     rows += [["base model", model.get("name", run.recipe.model.name)]]
     names = {"revision": "commit of the base", "note": "about the base"}
     rows += [[label, model[key]] for key, label in names.items() if model.get(key)]
+    if teacher := findings.manifest.get("teacher"):
+        rows += [["teacher, whose samples were trained on", teacher["name"]]]
+        rows += [["teacher: SHA-256 of the weights", teacher["weights_sha256"]]]
     for arm in ARMS:
         report = findings.arms[arm]
         kind = f", {report['gguf_type']}" if report.get("gguf_type") else ""
         rows.append([f"{arm}: engine", f"{report['engine']}{kind}, seed {report['seed']}"])
         rows.append([f"{arm}: SHA-256 of the weights", report["model_sha256"]])
-    sets = {"training set": sampled.get("problems"), "evaluation set": findings.arms["base"]["problems"]}
+    trained_on = sampled.get("problems") or findings.summary("train").get("problems")
+    sets = {"training set": trained_on, "evaluation set": findings.arms["base"]["problems"]}
     for label, problems in sets.items():
         if problems:
             rows.append([f"{label}: {problems['name']}", f"{problems['count']} problems, SHA-256 {problems['sha256']}"])

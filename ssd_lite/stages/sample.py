@@ -1,17 +1,23 @@
-"""The stage that samples: the frozen base model answers the training prompts into samples.jsonl."""
+"""The stage that samples: the frozen base model, or a teacher, answers the training prompts into samples.jsonl."""
 
 from __future__ import annotations
 
 import time
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from ssd_lite.problems.named import load_problems
 from ssd_lite.problems.overlap import refuse_overlap
 from ssd_lite.records import SamplingSettings
 from ssd_lite.run_folder import RunFolder
 from ssd_lite.stages.answers import Answering, answer, take
-from ssd_lite.stages.base_model import base_model
+from ssd_lite.stages.base_model import base_model, teacher_model
+from ssd_lite.stages.cut_off import cap_warnings
+from ssd_lite.stages.guard import guard_problems
+from ssd_lite.stages.correctness import require_gradable
+
+if TYPE_CHECKING:
+    from ssd_lite.engines.model_source import ModelSource
 
 
 def sample(run: RunFolder) -> dict[str, Any]:
@@ -24,13 +30,24 @@ def sample(run: RunFolder) -> dict[str, Any]:
     train = load_problems(recipe.problems.train, role="train")
     evaluation = load_problems(recipe.problems.evaluate, role="evaluate")
     problems = take(train.problems, recipe.problems.train_limit, recipe.sample.seed)
-    refuse_overlap(problems, evaluation.problems)
+    refuse_overlap(problems, [*evaluation.problems, *guard_problems(recipe)])
+    if recipe.curate.only_correct:
+        require_gradable(run, problems)
     how = _answering(run)
     summary = answer(problems, how, run.samples, "sample")
     summary |= {
         "problems": {"name": train.name, "count": len(problems), "sha256": train.sha256, "note": train.note},
         "engine": how.engine,
-        "warnings": _warnings(how.settings),
+        "warnings": [
+            *_warnings(how.settings, recipe.sample.teacher),
+            *cap_warnings(
+                "samples",
+                summary["cut_off"],
+                summary["samples"],
+                how.settings.max_new_tokens,
+                "sample.max_new_tokens",
+            ),
+        ],
     }
     run.finish("sample", summary, time.monotonic() - started)
     return summary
@@ -41,13 +58,14 @@ def _answering(run: RunFolder) -> Answering:
     from ssd_lite.engines.sampler import choose_engine
 
     recipe = run.recipe
-    source = base_model(run)
+    base, teacher = base_model(run), teacher_model(run)
+    source = teacher or base
     folder = hf_folder(source)
     engine = choose_engine(recipe.sample.engine)
     return Answering(
         engine=engine,
         folder=folder,
-        weights=base_weights(engine, folder, run),
+        weights=base_weights(engine, folder, run) if teacher is None else _teacher_weights(engine, teacher, run),
         model_hash=source.weights_sha256,
         settings=recipe.sample.settings(recipe.sample.max_new_tokens),
         n=recipe.sample.n,
@@ -56,6 +74,8 @@ def _answering(run: RunFolder) -> Answering:
         threads=recipe.threads,
         gguf_type=recipe.model.gguf_type if engine == "llama_cpp" else None,
         targets_file=run.targets if recipe.sample.keeps_targets else None,
+        student=hf_folder(base) if teacher else None,
+        enable_thinking=recipe.model.enable_thinking,
     )
 
 
@@ -68,7 +88,18 @@ def base_weights(engine: str, folder: Path, run: RunFolder) -> Path:
     return gguf_file(base_model(run), run.recipe.model.gguf_type, threads=run.recipe.threads)
 
 
-def _warnings(settings: SamplingSettings) -> list[str]:
+def _teacher_weights(engine: str, teacher: ModelSource, run: RunFolder) -> Path:
+    """What the engine loads for the teacher; a GGUF runs as it is, since no tuned model must go the same way."""
+    from ssd_lite.engines.model_source import gguf_file, hf_folder
+
+    if engine == "hf":
+        return hf_folder(teacher)
+    return teacher.gguf or gguf_file(teacher, run.recipe.model.gguf_type, threads=run.recipe.threads)
+
+
+def _warnings(settings: SamplingSettings, teacher: str | None) -> list[str]:
+    if teacher is not None:
+        return [f"The samples are those of another model ({teacher}): this is distillation, not SSD."]
     if settings.top_k == 0 and settings.top_p == 1.0 and settings.min_p == 0.0:
         return [
             "Without truncation SSD ideally only changes the temperature, which decoding could do without training "

@@ -139,10 +139,12 @@ def intervals(rates: Sequence[Rate], title: str, x_label: str, *, left: int = 96
         middle = TOP + row_height * (number + 0.5)
         body += f'<text x="{left - 10}" y="{_n(middle + 4)}" text-anchor="end">{escape(row)}</text>'
     for rate in rates:
-        line = TOP + row_height * rows.index(rate.row) + 17 + 18 * series.index(rate.series)
+        beside = [one.series for one in rates if one.row == rate.row]
+        slot = series.index(rate.series) if len(beside) > 1 else (len(series) - 1) / 2
+        line = _n(TOP + row_height * rows.index(rate.row) + 17 + 18 * slot)
         name, ends = escape(rate.series), f'x1="{_n(x.at(rate.low))}" x2="{_n(x.at(rate.high))}"'
         body += f'<line class="whisker {name}" {ends} y1="{line}" y2="{line}"/>'
-        body += _mark(rate.series == series[0], name, x.at(rate.mean), line)
+        body += _mark(rate.series == series[0], name, x.at(rate.mean), float(line))
     centre = _n((x.start + x.end) / 2)
     body += f'<text class="name" x="{centre}" y="{bottom + 35}" text-anchor="middle">{escape(x_label)}</text>'
     return _svg(body, bottom + BOTTOM, title)
