@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from typing import Any
 
+from ssd_lite.stages.cut_off import MANY_CUT_OFF
 from ssd_lite.stages.report_findings import ARMS, Findings
 
 # Rates that stand as a share of samples in report.json, with the words for people.
@@ -95,21 +96,31 @@ def caveats(findings: Findings, *, null_arm: bool) -> list[str]:
         f"(exact McNemar p = {findings.comparison['mcnemar_p']:.3g})."
     )
     capped = max(base["cap_rate"], tuned["cap_rate"])
-    if capped > 0.05:
+    if capped > MANY_CUT_OFF:
         lines.append(
-            f"Up to {percent(capped)} of an arm's completions ran into the token cap, so the cap is part of the result."
+            f"Up to {percent(capped)} of an arm's completions ran into the token cap, so the cap is part of the "
+            "result: raise evaluate.max_new_tokens."
         )
+    lines += [line for stage in ("sample", "curate") for line in findings.summary(stage).get("warnings", [])]
     if null_arm:
         lines.append("This run is the null arm: T = 1 without truncation, a training without an expected gradient.")
     else:
         lines.append(
             "No null arm was compared (the same training on samples at T = 1 without truncation), so a change may come "
-            "from training as such."
+            "from training as such: `ssd-lite compare` trains one."
         )
-    lines.append("One set and one seed of training: other tasks were not measured, and may have got worse.")
+    lines.append(_about_other_tasks(findings))
     if "none" in tiers:
         lines.insert(0, "The programs ran without isolation, so a program could have tampered with its verdict.")
     return lines
+
+
+def _about_other_tasks(findings: Findings) -> str:
+    entries = findings.summary("evaluate").get("guard", [])
+    if not entries:
+        return "One set and one seed of training: other tasks were not measured, and may have got worse."
+    names = ", ".join(entry["name"] for entry in entries)
+    return f"One seed of training; beside this set only the guard's were measured ({names}): others may have got worse."
 
 
 def _about_decoding(findings: Findings) -> str:
