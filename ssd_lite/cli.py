@@ -5,11 +5,12 @@ from __future__ import annotations
 import click
 
 from ssd_lite import __version__
-from ssd_lite.command_line import comparing, evaluating, models, recipes, runs
+from ssd_lite.command_line import comparing, diagnosing, evaluating, models, recipes, runs
 from ssd_lite.command_line.answers import with_example
 
 COMMANDS = (
     runs.run,
+    diagnosing.diagnose,
     runs.sample,
     runs.curate,
     runs.train,
@@ -37,7 +38,7 @@ class _InOrder(click.Group):
 def main() -> None:
     """Simple Self-Distillation on one GPU, or none: sample, train, merge, evaluate, export.
 
-    Exit codes: 0 done, 2 something to mend (one line says what), 75 stopped, the same command goes on.
+    Exit codes: 0 done, 1 a bug or a drop under --strict, 2 something to mend (one line says what), 75 stopped, the same command goes on.
     """
 
 

@@ -45,7 +45,15 @@ class ScriptTest:
     kind: Literal["script"] = "script"
 
 
-Test = FunctionalTest | StdinTest | ScriptTest
+@dataclass(frozen=True)
+class AnswerTest:
+    """No program: the completion must end up with `answer`, a number or a short text; see `grading.answers`."""
+
+    answer: str
+    kind: Literal["answer"] = "answer"
+
+
+Test = FunctionalTest | StdinTest | ScriptTest | AnswerTest
 
 
 def read_test(value: Mapping[str, Json]) -> Test:
@@ -61,8 +69,13 @@ def read_test(value: Mapping[str, Json]) -> Test:
             if not isinstance(value.get("code"), str) or not value["code"].strip():
                 raise ValueError("script tests need a non-empty string `code`")
             return ScriptTest(str(value["code"]), str(value.get("setup") or ""), value.get("entry_point"))
+        case "answer":
+            _only(value, {"kind", "answer"})
+            if not isinstance(value.get("answer"), str) or not value["answer"].strip():
+                raise ValueError("answer tests need a non-empty string `answer`")
+            return AnswerTest(value["answer"])
         case _:
-            raise ValueError(f"tests.kind must be functional, stdin or script, got {kind!r}")
+            raise ValueError(f"tests.kind must be functional, stdin, script or answer, got {kind!r}")
 
 
 def write_test(test: Test) -> dict[str, Json]:
@@ -78,6 +91,8 @@ def write_test(test: Test) -> dict[str, Json]:
             body = {"cases": [{"input": i, "output": o} for i, o in test.cases]}
         case ScriptTest():
             body = {"setup": test.setup, "code": test.code, "entry_point": test.entry_point}
+        case AnswerTest():
+            body = {"answer": test.answer}
     return {"kind": test.kind, **body}
 
 

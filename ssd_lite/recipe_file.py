@@ -152,6 +152,8 @@ def _explain(item: Any) -> str:
 def _known_keys(location: Iterable[str]) -> list[str]:
     section: Any = Recipe
     for part in location:
+        if part.isdigit():  # a place in a list, whose section was found with the list
+            continue
         field = section.model_fields.get(part)
         options = [field.annotation, *get_args(field.annotation)] if field else []
         section = next((o for o in options if isinstance(o, type) and issubclass(o, BaseModel)), Recipe)

@@ -12,7 +12,9 @@ from ssd_lite.problem_tests import Test
 Json = Any
 Message = dict[str, str]
 FinishReason = Literal["stop", "length"]
-Verdict = Literal["pass", "wrong_answer", "error", "timeout", "memory", "output_limit", "violation", "no_code"]
+Verdict = Literal[
+    "pass", "wrong_answer", "error", "timeout", "memory", "output_limit", "violation", "no_code", "no_answer"
+]
 Difficulty = Literal["easy", "medium", "hard"]
 
 
@@ -94,7 +96,8 @@ class Sample:
     `completion` is the text without control tokens; `entropy_nats` the mean entropy of the laws its tokens were drawn
     from, `survivors` the mean number of tokens those laws left, None where nobody counted; `seed` the derived seed of
     this `(problem_id, index)`; `settings` the resolved settings the engine used; `targets` where the laws themselves
-    are kept, None where they are not.
+    are kept, None where they are not; `opened_thinking` says that the prompt ended with an open `<think>`, so that the
+    completion starts inside the thinking.
     """
 
     problem_id: str
@@ -110,6 +113,7 @@ class Sample:
     model_hash: str
     survivors: float | None = None
     targets: Span | None = None
+    opened_thinking: bool = False
 
     @property
     def key(self) -> tuple[str, int]:
@@ -138,7 +142,7 @@ def to_json(record: Sample | Grade) -> dict[str, Json]:
 
 def sample_from_json(value: Mapping[str, Json]) -> Sample:
     """Read a Sample back from its JSON object."""
-    optional = {"survivors": None, "targets": None}
+    optional = {"survivors": None, "targets": None, "opened_thinking": False}
     body = {item.name: {**optional, **value}[item.name] for item in dataclasses.fields(Sample)}
     body["prompt_ids"], body["completion_ids"] = tuple(body["prompt_ids"]), tuple(body["completion_ids"])
     body["settings"] = SamplingSettings(**body["settings"])

@@ -17,7 +17,7 @@ PACKAGE = ROOT / "ssd_lite"
 FILES = sorted(PACKAGE.rglob("*.py"))
 HEAVY = {
     "torch", "transformers", "peft", "bitsandbytes", "unsloth", "llama_cpp", "gguf", "accelerate", "tokenizers",
-    "safetensors",
+    "safetensors", "trl", "datasets",
 }  # fmt: skip
 MIDDLE = {"problems", "grading", "engines", "plan"}
 FOUNDATION = {

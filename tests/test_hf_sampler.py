@@ -81,6 +81,25 @@ def test_the_batch_is_halved_when_memory_runs_out_and_nothing_is_lost(folder, mo
     assert max(sizes[2:]) == 2
 
 
+def test_what_has_ended_when_memory_runs_out_is_not_made_again(folder, monkeypatch):
+    wanted = requests([3, 9, 20, 6])
+    plain, _ = sample(folder, 8, wanted)
+    real, sizes = HfSampler._generate, []
+
+    def late(self, batch, settings, draw):
+        sizes.append(len(batch))
+        real(self, batch, settings, draw)
+        if len(batch) > 4:
+            raise torch.cuda.OutOfMemoryError("CUDA out of memory")
+
+    monkeypatch.setattr(HfSampler, "_generate", late)
+    done, _ = sample(folder, 8, wanted)
+    assert {key: one.ids for key, one in done.items()} == {key: one.ids for key, one in plain.items()}
+    cut_off = sum(one.finish_reason == "length" for one in plain.values())
+    assert 0 < cut_off < 8
+    assert sum(sizes) == 8 + cut_off
+
+
 def test_a_single_completion_too_large_for_the_card_is_a_user_error(folder, monkeypatch):
     def no_memory(self, batch, settings, draw):
         raise torch.cuda.OutOfMemoryError("CUDA out of memory")

@@ -22,14 +22,15 @@ from ssd_lite.atomic import new_folder
 from ssd_lite.cli import main
 from ssd_lite.errors import MissingLibraryError, Stopped, UserError
 from ssd_lite.recipe_file import dump_recipe, load_recipe
-from ssd_lite.run_folder import RunFolder, Stage
+from ssd_lite.run_folder import STAGE_SECTIONS, RunFolder, Stage
 from ssd_lite.run_lock import environment_with_lock, run_lock
 from ssd_lite.stages import pipeline
 from ssd_lite.stages.child import Ended, run_command, stop_signals
-from ssd_lite.stages.pipeline import ORDER, StageFailed, check_machine, run_all
+from ssd_lite.stages.pipeline import StageFailed, check_machine, run_all
 from ssd_lite.stages.report import report
 from ssd_lite.stages.status import has_files, status
 
+ORDER = tuple(STAGE_SECTIONS)
 HEAVY = {"torch", "transformers", "peft", "llama_cpp", "gguf", "numpy"}
 
 

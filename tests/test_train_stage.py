@@ -21,7 +21,7 @@ def run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> RunFolder:
     """A run that is curated already, on a tiny model folder."""
     model = save_tiny_model(tmp_path / "model")
     source = model_source.ModelSource(str(model), "folder", model, None, None, "0123", "tiny")
-    monkeypatch.setattr(model_source, "resolve_model", lambda name, revision=None: source)
+    monkeypatch.setattr(model_source, "resolve_model", lambda *args: source)
     settings = Train(
         per_device_train_batch_size=2, gradient_accumulation_steps=2, lora_r=4, max_length=64, learning_rate=1e-3
     )

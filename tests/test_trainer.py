@@ -17,7 +17,7 @@ from ssd_lite.atomic import is_whole
 from ssd_lite.engines.batching import TrainingRow
 from ssd_lite.engines.checkpoints import check_writable, newest_whole
 from ssd_lite.engines.peft_model import BaseModel
-from ssd_lite.engines.sample_trainer import Schedule
+from ssd_lite.engines.resumable_trainer import Schedule
 from ssd_lite.engines.targets import Targets
 from ssd_lite.engines.trainer import TrainingFiles, train_model
 from ssd_lite.errors import Stopped, UserError

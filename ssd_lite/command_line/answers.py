@@ -17,10 +17,11 @@ from ssd_lite.errors import Stopped, UserError
 
 @dataclass(frozen=True)
 class Answer:
-    """A command's result: the JSON object and the lines for people."""
+    """A command's result: the JSON object and the lines for people; `failure` is raised when both are out."""
 
     value: dict[str, Any]
     text: str = ""
+    failure: click.ClickException | None = None
 
 
 def answers_json(command: Callable[..., Answer | None]) -> Callable[..., None]:
@@ -41,7 +42,10 @@ def answers_json(command: Callable[..., Answer | None]) -> Callable[..., None]:
         if answer.text:
             click.echo(answer.text, err=as_json)
         if as_json:
-            click.echo(json.dumps(answer.value, ensure_ascii=False))
+            failed = {} if answer.failure is None else _failure(answer.failure)
+            click.echo(json.dumps({**answer.value, **failed}, ensure_ascii=False))
+        if answer.failure is not None:
+            raise answer.failure
 
     option = click.option("--json", "as_json", is_flag=True, help="One JSON object on stdout, text on stderr.")
     return option(wrapper)
@@ -58,3 +62,10 @@ def with_example(*lines: str) -> str:
     """The end of a command's help: an example, not wrapped."""
     body = "\n".join(f"  {line}" for line in lines)
     return f"\b\nExample:\n{body}"
+
+
+def thinking_option(command: Callable[..., Any]) -> Callable[..., Any]:
+    """--enable-thinking and --disable-thinking; None leaves it to the template, or to a run's recipe."""
+    return click.option(
+        "--enable-thinking/--disable-thinking", default=None, help="Given to the chat template as enable_thinking."
+    )(command)

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from ssd_lite.command_line.answers import Answer, answers_json, with_example
+from ssd_lite.command_line.answers import Answer, answers_json, thinking_option, with_example
 from ssd_lite.command_line.process import locked_folder, opened_run
 from ssd_lite.errors import UserError
 
@@ -23,6 +23,7 @@ PATH = click.Path(path_type=Path)
 SANDBOXES = click.Choice(["auto", "bubblewrap", "landlock"])
 ENGINES = click.Choice(["auto", "hf", "llama_cpp"])
 BLOCKS = click.Choice(["last", "first", "whole"])
+_OF_MODEL = ("revision", "gguf_type", "enable_thinking")
 
 
 def sandbox_options(command: Callable[..., Any]) -> Callable[..., Any]:
@@ -60,14 +61,20 @@ def sandbox_options(command: Callable[..., Any]) -> Callable[..., Any]:
 @click.option("--block", type=BLOCKS, help="Which fenced block is the program; default last.")
 @sandbox_options
 @click.option("--out", type=PATH, metavar="DIR", help="Where results go; default evaluations/MODEL-SET.")
+@thinking_option
+@click.option("--strict", is_flag=True, help="Of a run: exit with 1 where the tuned model fell behind the base.")
 @answers_json
-def evaluate(folder: Path | None, as_json: bool, **options: Any) -> Answer:
+def evaluate(folder: Path | None, strict: bool, as_json: bool, **options: Any) -> Answer:
     """Evaluate a run, or with --model any model.
 
     Programs run in a sandbox. Options that are left out take the defaults of a recipe's section evaluate.
     """
+    thinking = options.pop("enable_thinking")
     given = {name: value for name, value in options.items() if value is not None and value is not False and value != ()}
+    given |= {} if thinking is None else {"enable_thinking": thinking}
     if folder is None:
+        if strict:
+            raise UserError("goes with a run, which has two models.", where="--strict", next_step="Leave it out.")
         return _evaluate_model(given)
     if given:
         raise UserError(
@@ -79,7 +86,13 @@ def evaluate(folder: Path | None, as_json: bool, **options: Any) -> Answer:
 
     with opened_run(folder) as run:
         done = stage(run)
-    return Answer({"stage": "evaluate", **done}, f"evaluate: {done['sentence']}")
+    from ssd_lite.stages.guard_section import red, terminal_lines
+    from ssd_lite.stages.guard_verdict import failure
+
+    sentence = f"evaluate: {done['sentence']}"
+    lines = [red(sentence) if done["verdict"] == "loss" else sentence, *terminal_lines(done.get("guard", []))]
+    lines += [f"Warning: {warning}" for warning in done.get("warnings", [])]
+    return Answer({"stage": "evaluate", **done}, "\n".join(lines), failure(done) if strict else None)
 
 
 def _evaluate_model(given: dict[str, Any]) -> Answer:
@@ -113,7 +126,7 @@ def _as_recipe(given: dict[str, Any]) -> Recipe:
     value: dict[str, Any] = {
         "name": "evaluate",
         "threads": given.get("threads"),
-        "model": {"name": given["model"], **{key: given[key] for key in ("revision", "gguf_type") if key in given}},
+        "model": {"name": given["model"], **{key: given[key] for key in _OF_MODEL if key in given}},
         "problems": {"evaluate": given["problems"], "evaluate_limit": given.get("limit")},
         "evaluate": section,
     }
@@ -136,10 +149,20 @@ def _report_text(report: dict[str, Any], out: Path) -> str:
         f"pass@{k}: {100 * value['mean']:.1f} % [{100 * value['low']:.1f}, {100 * value['high']:.1f}]"
         for k, value in report["pass_at_k"].items()
     ]
-    rates = f"no code {100 * report['no_code_rate']:.1f} %, cut off {100 * report['cap_rate']:.1f} %"
+    from ssd_lite.stages.cut_off import arm_warnings
+
+    without = f"no code {100 * report['no_code_rate']:.1f} %, no answer {100 * report['no_answer_rate']:.1f} %"
+    rates = f"{without}, cut off {100 * report['cap_rate']:.1f} %"
+    cap = report["settings"]["max_new_tokens"]
+    warnings = arm_warnings(report["model"], report["cap_rate"], report["samples"], cap, "--max-new-tokens")
     count = f"{report['samples']} samples of {report['problems']['count']} problems"
     return "\n".join(
-        [f"evaluate: {count}, {rates}, mean length {report['mean_tokens']:.0f} tokens", *rows, f"in {out}"]
+        [
+            f"evaluate: {count}, {rates}, mean length {report['mean_tokens']:.0f} tokens",
+            *rows,
+            *(f"Warning: {warning}" for warning in warnings),
+            f"in {out}",
+        ]
     )
 
 

@@ -7,7 +7,7 @@ from typing import Any
 
 import click
 
-from ssd_lite.command_line.answers import Answer, answers_json, with_example
+from ssd_lite.command_line.answers import Answer, answers_json, thinking_option, with_example
 from ssd_lite.command_line.process import let_threads_sleep, opened_run, prepare_process
 from ssd_lite.errors import UserError
 
@@ -65,6 +65,7 @@ def _files_text(done: dict[str, Any], folder: Path) -> str:
 @click.option("--seed", type=click.IntRange(min=0), default=0, metavar="N", help="Seed of the draws; default 0.")
 @click.option("--max-new-tokens", type=click.IntRange(min=1), metavar="N", help="Token cap of a reply.")
 @click.option("--threads", type=click.IntRange(min=1), metavar="N", help="CPU threads.")
+@thinking_option
 @answers_json
 def chat(target: str, prompt: str | None, as_json: bool, **options: Any) -> Answer:
     """Talk with the tuned model of a run, or any model.

@@ -23,14 +23,18 @@ FOLDER = click.Path(path_type=Path)
 @click.option("--out", type=FOLDER, metavar="DIR", help="Run folder; default runs/NAME below the current folder.")
 @click.option("--set", "settings", multiple=True, metavar="a.b=c", help="Override one key of the recipe; repeatable.")
 @click.option("--unsafe-sandbox", is_flag=True, help="Grade programs with your rights: --set evaluate.sandbox=none.")
+@click.option("--strict", is_flag=True, help="Exit with 1, at the end, where the tuned model fell behind the base.")
 @answers_json
-def run(recipe: str, out: Path | None, settings: tuple[str, ...], unsafe_sandbox: bool, as_json: bool) -> Answer:
+def run(
+    recipe: str, out: Path | None, settings: tuple[str, ...], unsafe_sandbox: bool, strict: bool, as_json: bool
+) -> Answer:
     """Do a whole run, from sampling to the report.
 
     The stages are sample, curate, train, merge, evaluate, export and report, one process each. Stopped or killed, the
     same command goes on where it was; a stage that is done is skipped.
     """
     from ssd_lite.recipe_file import load_recipe
+    from ssd_lite.stages.guard_verdict import failure
     from ssd_lite.stages.pipeline import prepare, run_all
 
     chosen = load_recipe(recipe, [*settings, *(["evaluate.sandbox=none"] if unsafe_sandbox else [])])
@@ -42,7 +46,8 @@ def run(recipe: str, out: Path | None, settings: tuple[str, ...], unsafe_sandbox
     summary = run_all(folder, say=say, stdout=2 if as_json else None)
     first = "" if summary["ran"] else f"Everything is done: {folder.path}\n\n"
     text = f"{first}{summary['table']}\n\nReport: {folder.report}\nChat:   ssd-lite chat {folder.path}"
-    return Answer(summary, text)
+    failed = failure(summary["stages"]["evaluate"]) if strict else None
+    return Answer({**summary, "table": click.unstyle(summary["table"])}, text, failed)
 
 
 @click.command(epilog=with_example("ssd-lite sample runs/quickstart"))
@@ -70,7 +75,8 @@ def sample(folder: Path, as_json: bool) -> Answer:
 def curate(folder: Path, count: int | None, as_json: bool) -> Answer:
     """Choose the samples to train on.
 
-    Reads DIR/samples.jsonl, writes DIR/train.jsonl. Nothing here looks at correctness.
+    Reads DIR/samples.jsonl, writes DIR/train.jsonl. Nothing here looks at correctness, unless
+    curate.only_correct asks for samples that pass their problems' tests.
     """
     from ssd_lite.stages.curate import curate as stage
     from ssd_lite.stages.curate import show
@@ -81,6 +87,7 @@ def curate(folder: Path, count: int | None, as_json: bool) -> Answer:
     dropped = ", ".join(f"{number} {reason}" for reason, number in done["dropped"].items() if number)
     text = f"curate: {done['rows']} of {done['samples']} samples, {done['trained_tokens']} tokens to train on"
     text += f"; dropped: {dropped or 'none'}"
+    text = "\n".join([text, *(f"Warning: {warning}" for warning in done.get("warnings", []))])
     value = {"stage": "curate", **done, **({"shown": shown} if shown else {})}
     return Answer(value, f"{text}\n\n{shown}" if shown else text)
 
@@ -91,13 +98,15 @@ def curate(folder: Path, count: int | None, as_json: bool) -> Answer:
 def train(folder: Path, as_json: bool) -> Answer:
     """Train on the chosen samples.
 
-    Reads DIR/train.jsonl, writes DIR/adapter; goes on from the newest checkpoint of a stopped run.
+    Reads DIR/train.jsonl, writes DIR/adapter; goes on from the newest checkpoint of a stopped run. With train.grpo set
+    it reads no samples, but learns from the tests of the training problems.
     """
     from ssd_lite.stages.train import train as stage
 
     def text(done: dict[str, Any]) -> str:
-        loss = f"loss {done['first_loss']:.3f} to {done['final_loss']:.3f}"
-        return f"train: {done['steps']} steps, {done['tokens_trained']} tokens, {done['tokens_per_s']} tok/s, {loss}"
+        kind = "reward" if "final_reward" in done else "loss"
+        course = f"{kind} {done[f'first_{kind}']:.3f} to {done[f'final_{kind}']:.3f}"
+        return f"train: {done['steps']} steps, {done['tokens_trained']} tokens, {done['tokens_per_s']} tok/s, {course}"
 
     return _by_hand("train", folder, stage, text)
 
@@ -147,12 +156,16 @@ def status(folder: Path, as_json: bool) -> Answer:
     lines.append(f"{counts['samples']} samples, {counts['training_rows']} training rows, {counts['steps']} steps")
     lines += [f"arm {name}: {arm['samples']} samples, {arm['grades']} graded" for name, arm in seen["arms"].items()]
     step = seen["last_step"]
-    lines += [f"last step {step['step']}: loss {step['loss']:.4f}"] if step else []
+    lines += [f"last step {step['step']}: {_course(step)}"] if step else []
     user = seen["in_use_by"]
     lines.append(f"in use by process {user['pid']} since {user['since']}" if user else "no process works in it")
     if seen["leftovers"] and not user:
         lines.append(f"half-written by a killed process, may be deleted: {', '.join(seen['leftovers'])}")
     return Answer(seen, "\n".join(lines))
+
+
+def _course(step: dict[str, Any]) -> str:
+    return f"reward {step['reward']:.4f}" if "reward" in step else f"loss {step['loss']:.4f}"
 
 
 def _by_hand(

@@ -54,6 +54,11 @@ class HfSampler:
                     ) from error
                 batch_size = len(batch) // 2
                 torch.cuda.empty_cache()
+                # Under a long budget memory runs out late: what has ended by then is not made again.
+                ended = draw.completions(ended_only=True)
+                done = {(one.request.prompt.problem_id, one.request.index) for one in ended}
+                waiting = [r for r in waiting if (r.prompt.problem_id, r.index) not in done]
+                yield from ended
                 continue
             waiting = waiting[len(batch) :]
             yield from draw.completions()

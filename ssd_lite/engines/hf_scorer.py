@@ -52,9 +52,7 @@ class HfScorer:
             yield from zip(batch, found, strict=True)
 
     @torch.inference_mode()
-    def _read(
-        self, texts: Sequence[Text], laws: Sequence[SamplingSettings], count_tokens: CountTokens
-    ) -> list[Facts]:
+    def _read(self, texts: Sequence[Text], laws: Sequence[SamplingSettings], count_tokens: CountTokens) -> list[Facts]:
         """Facts of one batch.
 
         The cache carries the context from piece to piece. No mask is needed: under causal attention no token sees the

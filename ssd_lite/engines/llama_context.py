@@ -105,7 +105,8 @@ class LlamaContext:
     def read(self, sequence: int, ids: Sequence[int], position: int, wanted: Set[int]) -> npt.NDArray[np.float32]:
         """Decode a block of given tokens, at most `batch`, that goes on at `position`.
 
-        Logits [len(wanted), vocabulary] after the tokens at the `wanted` positions, in order; valid until the next call.
+        Logits [len(wanted), vocabulary] after the tokens at the `wanted` positions, in order, valid until the next
+        call.
         """
         for row, token in enumerate(ids):
             self._put(row, token, position + row, sequence, wants_logits=position + row in wanted)

@@ -33,7 +33,7 @@ class StepLog:
             self._journal.append([entry])
             return
         before = next(old for old in self._journal.records if old["step"] == entry["step"])
-        if abs(before["loss"] - entry["loss"]) > REPLAY_TOLERANCE * abs(before["loss"]):
+        if abs(before["loss"] - entry["loss"]) > REPLAY_TOLERANCE * max(abs(before["loss"]), REPLAY_TOLERANCE):
             self._say(
                 f"train: step {entry['step']} was replayed with loss {entry['loss']:.6g}, before it was "
                 f"{before['loss']:.6g}: the machine or the number of threads is not the same"

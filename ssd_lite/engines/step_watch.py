@@ -56,7 +56,7 @@ class StepWatch(TrainerCallback):  # type: ignore[misc]
     def add(self, loss: float, inputs: dict[str, Tensor], log_probs: Tensor, seconds: float) -> None:
         """Count one micro-batch. Raises UserError at a loss that is no number, before it can reach the weights."""
         if not math.isfinite(loss):
-            raise _not_finite("loss", loss)
+            raise not_finite("loss", loss)
         sums = self._sums
         sums.loss += loss
         sums.tokens += inputs["target_ids"].shape[0]
@@ -70,7 +70,7 @@ class StepWatch(TrainerCallback):  # type: ignore[misc]
     def finish_step(self, step: int, grad_norm: float, learning_rate: float) -> dict[str, Any]:
         """Write the step to the log and start the next one's sums; returns the record."""
         if not math.isfinite(grad_norm):
-            raise _not_finite("gradient norm", grad_norm)
+            raise not_finite("gradient norm", grad_norm)
         if step == 1 and not self._change.norm() > 0:
             raise UserError(
                 f"the first step did not move the weights (gradient norm {grad_norm:.3g}).",
@@ -131,7 +131,8 @@ class StepWatch(TrainerCallback):  # type: ignore[misc]
         self._saved = time.monotonic()
 
 
-def _not_finite(what: str, value: float) -> UserError:
+def not_finite(what: str, value: float) -> UserError:
+    """The error of a loss or gradient norm that is no finite number."""
     return UserError(
         f"the {what} became {value}; training is stopped and the last good checkpoint is kept.",
         where="train.learning_rate",

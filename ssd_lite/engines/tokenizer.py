@@ -12,7 +12,6 @@ from typing import Any
 from ssd_lite.errors import MissingLibraryError, UserError
 from ssd_lite.records import Message
 
-
 _THINKING_TAG = re.compile(r"</?think(?:ing)?>", re.I)
 
 
@@ -34,8 +33,8 @@ class ChatTokenizer:
     ) -> None:
         self._tokenizer = tokenizer
         self._variables = {} if enable_thinking is None else {"enable_thinking": enable_thinking}
-        special = {index: token.content for index, token in tokenizer.get_added_tokens_decoder().items() if token.special}
-        tags = {index for index, content in special.items() if _THINKING_TAG.fullmatch(content)}
+        special = {index: token for index, token in tokenizer.get_added_tokens_decoder().items() if token.special}
+        tags = {index for index, token in special.items() if _THINKING_TAG.fullmatch(token.content)}
         # A text without the tags that a model calls special would not tell its thinking from its answer.
         self._hidden = frozenset(special) - tags if tags else None
         self.chat_template = template

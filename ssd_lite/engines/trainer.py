@@ -10,13 +10,15 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from transformers import TrainingArguments
 
 from ssd_lite.atomic import is_whole, new_folder
 from ssd_lite.engines.batching import BatchShape, MicroBatches, TrainingRow, plan_batches, sample_order
 from ssd_lite.engines.checkpoints import check_writable, newest_whole, step_of
 from ssd_lite.engines.loss_model import LossModel
 from ssd_lite.engines.peft_model import BaseModel, build_model, save_trained
-from ssd_lite.engines.sample_trainer import SampleTrainer, Schedule
+from ssd_lite.engines.resumable_trainer import Schedule
+from ssd_lite.engines.sample_trainer import SampleTrainer
 from ssd_lite.engines.step_log import StepLog
 from ssd_lite.engines.step_watch import StepWatch
 from ssd_lite.engines.threads import ThreadTuner
@@ -53,14 +55,14 @@ def train_model(
     `temperature` is the teacher's, for the terms of the loss where rows keep its laws. Raises Stopped when a
     signal asked for it, after a checkpoint; UserError for what the user can mend, the last good checkpoint kept.
     """
-    _check_adapter_place(files.adapter)
+    check_adapter_place(files.adapter)
     check_writable(files.checkpoints)
     prepare_trackers(settings.report_to, files.metrics.parent)
     model = LossModel(build_model(folder, settings))
     change = WeightChange(model.network)
     tuner = None if torch.cuda.is_available() else ThreadTuner(torch.set_num_threads, threads)
     model.check_head()
-    arguments = _arguments(files, settings)
+    arguments = TrainingArguments(**argument_values(files, settings))
     dataset, steps = _dataset(rows, settings, arguments.world_size)
     resume = newest_whole(files.checkpoints)
     if resume is not None:
@@ -82,14 +84,20 @@ def train_model(
             where="train.learning_rate",
             next_step="Raise it, or look at the gradient norms in metrics.jsonl.",
         )
-    # A kill may have come between the adapter and the manifest: then it stands already.
-    if trainer.is_world_process_zero() and not is_whole(files.adapter):
-        with new_folder(files.adapter) as part:
-            save_trained(model.network, part, base)
-    return {**_summary(log.records), "change_norm": moved, "device": str(arguments.device)}
+    if trainer.is_world_process_zero():
+        publish(model.network, files.adapter, base)
+    return {**summarise(log.records), "change_norm": moved, "device": str(arguments.device)}
 
 
-def _check_adapter_place(folder: Path) -> None:
+def publish(network: Any, folder: Path, base: BaseModel) -> None:
+    """Write the adapter, unless it is there: a kill may have come between it and the manifest."""
+    if not is_whole(folder):
+        with new_folder(folder) as part:
+            save_trained(network, part, base)
+
+
+def check_adapter_place(folder: Path) -> None:
+    """Raise UserError where the adapter's folder is there and not whole."""
     if folder.exists() and not is_whole(folder):
         raise UserError(
             "is there, and a file in it is missing or cut.",
@@ -108,39 +116,37 @@ def _dataset(rows: Sequence[TrainingRow], settings: Train, processes: int) -> tu
     return MicroBatches(rows, plan_batches(rows, order, shape)), math.ceil(len(order) / shape.step)
 
 
-def _arguments(files: TrainingFiles, settings: Train) -> Any:
+def argument_values(files: TrainingFiles, settings: Train) -> dict[str, Any]:
     """The Trainer's arguments. Order, schedule and batches are ours, so it sees one epoch of ready micro-batches."""
-    from transformers import TrainingArguments
-
     on_card = torch.cuda.is_available()
-    return TrainingArguments(
-        output_dir=str(files.checkpoints),
-        run_name=files.metrics.parent.name,
-        per_device_train_batch_size=1,
-        gradient_accumulation_steps=settings.gradient_accumulation_steps,
-        num_train_epochs=1,
-        learning_rate=settings.learning_rate,
-        lr_scheduler_type="constant",
-        weight_decay=settings.weight_decay,
-        adam_beta1=settings.adam_beta1,
-        adam_beta2=settings.adam_beta2,
-        max_grad_norm=settings.max_grad_norm,
-        optim=settings.optim,
-        bf16=on_card and torch.cuda.is_bf16_supported(),
-        use_cpu=not on_card,
-        seed=settings.seed % 2**32,
-        logging_steps=1,
-        logging_nan_inf_filter=False,
-        save_strategy="steps",
-        save_steps=settings.save_steps,
-        save_total_limit=2,
-        report_to=list(settings.report_to) or "none",
-        disable_tqdm=True,
-        log_level="error",
-        remove_unused_columns=False,
-        dataloader_pin_memory=on_card,
-        ddp_find_unused_parameters=False,
-    )
+    return {
+        "output_dir": str(files.checkpoints),
+        "run_name": files.metrics.parent.name,
+        "per_device_train_batch_size": 1,
+        "gradient_accumulation_steps": settings.gradient_accumulation_steps,
+        "num_train_epochs": 1,
+        "learning_rate": settings.learning_rate,
+        "lr_scheduler_type": "constant",
+        "weight_decay": settings.weight_decay,
+        "adam_beta1": settings.adam_beta1,
+        "adam_beta2": settings.adam_beta2,
+        "max_grad_norm": settings.max_grad_norm,
+        "optim": settings.optim,
+        "bf16": on_card and torch.cuda.is_bf16_supported(),
+        "use_cpu": not on_card,
+        "seed": settings.seed % 2**32,
+        "logging_steps": 1,
+        "logging_nan_inf_filter": False,
+        "save_strategy": "steps",
+        "save_steps": settings.save_steps,
+        "save_total_limit": 2,
+        "report_to": list(settings.report_to) or "none",
+        "disable_tqdm": True,
+        "log_level": "error",
+        "remove_unused_columns": False,
+        "dataloader_pin_memory": on_card,
+        "ddp_find_unused_parameters": False,
+    }
 
 
 def _run(trainer: SampleTrainer, resume: Path | None) -> None:
@@ -156,7 +162,7 @@ def _run(trainer: SampleTrainer, resume: Path | None) -> None:
         ) from error
 
 
-def _summary(steps: list[dict[str, Any]]) -> dict[str, Any]:
+def summarise(steps: list[dict[str, Any]]) -> dict[str, Any]:
     """Counts over all steps, those of earlier processes included; the loss is the mean of the last tenth."""
     from importlib.metadata import version
 

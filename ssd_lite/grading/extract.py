@@ -10,6 +10,7 @@ Block = Literal["last", "first", "whole"]
 Fence = Literal["closed", "unclosed", "none"]
 _FENCE = re.compile(r"^[ \t]{0,3}(?P<mark>`{3,}|~{3,})(?P<rest>[^\n]*)$")
 _OPEN, _CLOSE = re.compile(r"<think(?:ing)?>", re.I), re.compile(r"</think(?:ing)?>", re.I)
+_OPEN_AT_THE_END = re.compile(rf"(?:{_OPEN.pattern})\s*\Z", re.I)
 
 
 @dataclass(frozen=True)
@@ -20,13 +21,14 @@ class Extraction:
     fence: Fence
 
 
-def extract_program(completion: str, *, block: Block = "last") -> Extraction:
+def extract_program(completion: str, *, block: Block = "last", opened_thinking: bool = False) -> Extraction:
     """Take the program out of a completion.
 
     A block whose fence never closes counts, as unclosed: a completion cut off at the token cap is graded for what it
-    says. Without any fence there is no program, except with `block="whole"`, which takes all of the text.
+    says. Without any fence there is no program, except with `block="whole"`, which takes all of the text. With
+    `opened_thinking` the prompt has opened the thinking: without a closing tag all of the completion is thinking.
     """
-    answer = without_thinking(completion.replace("\r\n", "\n"))
+    answer = without_thinking(completion.replace("\r\n", "\n"), opened=opened_thinking)
     if block == "whole":
         return Extraction(answer if answer.strip() else None, "none")
     blocks = list(_fenced_blocks(answer))
@@ -36,14 +38,22 @@ def extract_program(completion: str, *, block: Block = "last") -> Extraction:
     return Extraction(text, "closed" if closed else "unclosed")
 
 
-def without_thinking(text: str) -> str:
+def opens_thinking(prompt: str) -> bool:
+    """Does a rendered prompt end with an open thinking tag, so that the completion starts inside the thinking?"""
+    return _OPEN_AT_THE_END.search(prompt[-200:]) is not None
+
+
+def without_thinking(text: str, *, opened: bool = False) -> str:
     """The text after the thinking: nothing of it where the thinking never ends.
 
-    A chat template may open the thinking in the prompt, so a lone closing tag ends thinking too.
+    A chat template may open the thinking in the prompt (`opened`), so a lone closing tag ends thinking too.
     """
-    answer = text[max((close.end() for close in _CLOSE.finditer(text)), default=0) :]
-    opened = _OPEN.search(answer)
-    return answer if opened is None else answer[: opened.start()]
+    end = max((close.end() for close in _CLOSE.finditer(text)), default=0)
+    if opened and not end:
+        return ""
+    answer = text[end:]
+    again = _OPEN.search(answer)
+    return answer if again is None else answer[: again.start()]
 
 
 def _fenced_blocks(text: str) -> list[tuple[str, bool]]:

@@ -16,7 +16,7 @@ from ssd_lite.grading import verdicts
 from ssd_lite.grading.inside import plain
 from ssd_lite.grading.plain_asserts import plain_asserts
 from ssd_lite.grading.sandbox import Job, Outcome
-from ssd_lite.problem_tests import FunctionalTest, ScriptTest, StdinTest
+from ssd_lite.problem_tests import AnswerTest, FunctionalTest, ScriptTest, StdinTest
 from ssd_lite.records import Limits, Problem
 
 
@@ -76,7 +76,14 @@ class WeakPlan:
     why: str
 
 
-Plan = CallsPlan | StdinPlan | ReplayPlan | WeakPlan
+@dataclass(frozen=True)
+class AnswerPlan:
+    """Compare the completion's words with the answer: no program, no job."""
+
+    answer: str
+
+
+Plan = CallsPlan | StdinPlan | ReplayPlan | WeakPlan | AnswerPlan
 Planning = Generator[Job, Outcome, Plan]
 
 
@@ -97,6 +104,8 @@ def make_plan(problem: Problem, limits: Limits) -> Planning:
             return StdinPlan(request, tuple((_bytes(text), output) for text, output in cases), limits)
         case ScriptTest():
             return (yield from _script(problem, problem.test, before, limits))
+        case AnswerTest(answer=answer):
+            return AnswerPlan(answer)
         case _:
             raise UserError("the problem has no tests.", where=problem.id, next_step="Grade a set with tests.")
 

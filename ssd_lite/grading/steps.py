@@ -12,9 +12,11 @@ from collections.abc import Generator
 from dataclasses import dataclass
 
 from ssd_lite.grading import verdicts
+from ssd_lite.grading.answers import judge
 from ssd_lite.grading.compare import same, same_output
 from ssd_lite.grading.inside import plain
 from ssd_lite.grading.plans import (
+    AnswerPlan,
     CallsPlan,
     Plan,
     ReplayPlan,
@@ -35,7 +37,7 @@ PASS: verdicts.Finding = ("pass", "")
 
 @dataclass(frozen=True)
 class Submission:
-    """One program to grade; None where the completion had none."""
+    """One program to grade, None where the completion had none; the words to judge where the test is an answer."""
 
     problem: Problem
     index: int
@@ -63,8 +65,10 @@ def grade_steps(plan: Plan, submission: Submission) -> Generator[Job, Outcome, G
     """Yield the jobs of a submission, take their outcomes, return its grade."""
     watch = Stopwatch()
     program = submission.program
-    if program is None:
-        finding: verdicts.Finding = ("no_code", "the completion holds no fenced block")
+    if isinstance(plan, AnswerPlan):
+        finding: verdicts.Finding = judge(program or "", plan.answer)
+    elif program is None:
+        finding = ("no_code", "the completion holds no fenced block")
     else:
         match plan:
             case CallsPlan():

@@ -33,6 +33,8 @@ def arm_numbers(
     tiers = groups({p.id: p.difficulty for p in problems if p.difficulty is not None})
     by_id = {row["problem_id"]: row for row in rows}
     words = [word.lower() for s in samples for word in _WORD.findall(s.completion)]
+    counts = Counter(words)
+    hedging = {word: counts[word] for word in HEDGING}
     return {
         "pass_at_k": _pass_at_k(rows, ks, seed),
         "by_difficulty": {
@@ -42,14 +44,21 @@ def arm_numbers(
         "verdicts": dict(Counter(g.verdict for g in grades).most_common()),
         "no_code_rate": _share(g.verdict == "no_code" for g in grades),
         "cap_rate": _share(s.finish_reason == "length" for s in samples),
-        "unclosed_rate": _share(extract_program(s.completion, block=block).fence == "unclosed" for s in samples),
+        "no_answer_rate": _share(g.verdict == "no_answer" for g in grades),
+        "unclosed_rate": _share(_fence(s, block) == "unclosed" for s in samples),
         "mean_tokens": sum(len(s.completion_ids) for s in samples) / len(samples),
-        "hedging_per_1000_words": 1000 * sum(word in HEDGING for word in words) / max(1, len(words)),
+        "hedging_per_1000_words": 1000 * sum(hedging.values()) / max(1, len(words)),
+        "hedging_words": hedging,
+        "words": len(words),
         "samples": len(samples),
         "lengths": [len(s.completion_ids) for s in samples],
         "entropies": [s.entropy_nats for s in samples],
         "per_problem": rows,
     }
+
+
+def _fence(sample: Sample, block: Block) -> str:
+    return extract_program(sample.completion, block=block, opened_thinking=sample.opened_thinking).fence
 
 
 def _pass_at_k(rows: Sequence[Mapping[str, Any]], ks: Sequence[int], seed: int) -> dict[str, Any]:

@@ -32,17 +32,19 @@ class ChatOptions:
     seed: int = 0
     max_new_tokens: int | None = None
     threads: int | None = None
+    enable_thinking: bool | None = None
 
 
 @dataclass(frozen=True)
 class ChatModel:
-    """What answers: a GGUF, the folder of its tokenizer, its decoding, and one line that says so."""
+    """What answers: a GGUF, the folder of its tokenizer and template, its decoding, and one line that says so."""
 
     gguf: Path
     folder: Path
     settings: SamplingSettings
     title: str
     threads: int | None
+    enable_thinking: bool | None
 
 
 def chat(target: str | Path, options: ChatOptions) -> str:
@@ -55,7 +57,7 @@ def chat(target: str | Path, options: ChatOptions) -> str:
     from ssd_lite.engines.sampler import SamplerOptions
     from ssd_lite.engines.tokenizer import ChatTokenizer
 
-    tokenizer = ChatTokenizer.load(model.folder)
+    tokenizer = ChatTokenizer.load(model.folder, model.enable_thinking)
     sampler_options = SamplerOptions(
         batch_size=1, threads=model.threads, end_ids=tokenizer.end_ids, pad_id=tokenizer.pad_id
     )
@@ -111,7 +113,35 @@ def _model(
         decoding.settings(limit),
         f"{title} · {decoding.words()} · Ctrl-C stops a reply, Ctrl-D ends",
         threads,
+        run.recipe.model.enable_thinking if run and options.enable_thinking is None else options.enable_thinking,
     )
+
+
+class _Pieces:
+    """Tokens one by one as text that comes whole.
+
+    Only the tokens since the last piece, and those of that piece as their context, are decoded again: decoding all of
+    them for each would take a thinking model's 30,000 tokens to the square.
+    """
+
+    def __init__(self, tokenizer: ChatTokenizer) -> None:
+        self._tokenizer = tokenizer
+        self._context: list[int] = []
+        self._waiting: list[int] = []
+
+    def add(self, token: int) -> str:
+        """The text that the token completes; "" while a character lacks some of its bytes, which decode to U+FFFD."""
+        self._waiting.append(token)
+        piece = self.rest()
+        if not piece or piece.endswith("\ufffd"):
+            return ""
+        self._context, self._waiting = self._waiting, []
+        return piece
+
+    def rest(self) -> str:
+        """What is waiting, as it is."""
+        before = self._tokenizer.decode(self._context, skip_special=True)
+        return self._tokenizer.decode(self._context + self._waiting, skip_special=True)[len(before) :]
 
 
 class Conversation:
@@ -129,21 +159,17 @@ class Conversation:
         self.messages, prompt = self._fitting([*self.messages, {"role": "user", "content": text}])
         self._turns += 1
         ids: list[int] = []
-        shown = ""
+        pieces = _Pieces(self._tokenizer)
         for token in self._sampler.stream(prompt, self._settings, self._seed + self._turns):
             if token in self._tokenizer.end_ids:
                 break
             ids.append(token)
-            whole = self._tokenizer.decode(ids, skip_special=True)
-            # Bytes of a character that is not complete yet decode to U+FFFD: wait for the rest of it.
-            if not whole.endswith("\ufffd") and whole.startswith(shown):
-                yield whole[len(shown) :]
-                shown = whole
+            if piece := pieces.add(token):
+                yield piece
             if stopped():
                 break
-        whole = self._tokenizer.decode(ids, skip_special=True)
-        yield whole[len(shown) :]
-        self.messages.append({"role": "assistant", "content": whole})
+        yield pieces.rest()
+        self.messages.append({"role": "assistant", "content": self._tokenizer.decode(ids, skip_special=True)})
 
     def _fitting(self, messages: list[Message]) -> tuple[list[Message], Sequence[int]]:
         """The conversation and its ids, without the oldest pairs of turns where all would not fit into the context."""

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from ssd_lite.atomic import write_json
-from ssd_lite.grading.grader import Grader
+from ssd_lite.grading.submissions import open_grader
 from ssd_lite.problems.named import load_problems
 from ssd_lite.recipe import Recipe
 from ssd_lite.recipe_section import Decoding
@@ -17,14 +17,19 @@ from ssd_lite.stages.answers import Answering, take
 from ssd_lite.stages.arm import Arm, describe
 from ssd_lite.stages.arm_report import compare
 from ssd_lite.stages.base_model import base_model
+from ssd_lite.stages.cut_off import arm_warnings
 from ssd_lite.stages.grade import check_golden
+from ssd_lite.stages.guard import GuardedArm, run_guard
 
 if TYPE_CHECKING:
     from ssd_lite.engines.sampler import Engine
 
 
 def evaluate(run: RunFolder) -> dict[str, Any]:
-    """Evaluate both arms and write evaluations/ARM/report.json and evaluations/comparison.json; skips what is done."""
+    """Evaluate both arms, then the guard, into evaluations/: ARM/report.json, comparison.json, guard.json.
+
+    Skips what is done.
+    """
     done = run.done("evaluate")
     if done is not None and run.comparison.is_file():
         return done
@@ -33,13 +38,15 @@ def evaluate(run: RunFolder) -> dict[str, Any]:
     settings = run.recipe.evaluate
     chosen = load_problems(run.recipe.problems.evaluate, role="evaluate")
     problems = take(chosen.problems, run.recipe.problems.evaluate_limit, settings.seed)
-    reports = {}
-    with Grader(settings.sandbox) as grader:
+    reports, arms = {}, {}
+    with open_grader(settings.sandbox, problems) as grader:
         golden = check_golden(grader, problems)
         for name, decoding in (("base", settings.base), ("tuned", settings.tuned)):
             how = arm_answering(run.recipe, arm_weights(run, name), decoding)
+            arms[name] = GuardedArm(how, _model_name(run, name))
             arm = Arm(run.arm(name), problems, how, settings.k, settings.block)
-            reports[name] = arm.evaluate(grader, describe(chosen, problems, golden), _model_name(run, name))
+            reports[name] = arm.evaluate(grader, describe(chosen, problems, golden), arms[name].model)
+    guard = run_guard(run, arms)
     comparison = compare(reports["base"], reports["tuned"], settings.seed)
     write_json(run.comparison, comparison)
     summary = {
@@ -49,6 +56,11 @@ def evaluate(run: RunFolder) -> dict[str, Any]:
         "arms": {name: _headline(report) for name, report in reports.items()},
         "grading_tier": reports["base"]["grader"]["tier"],
         "golden": golden,
+        "guard": guard,
+        "warnings": [
+            *(warning for report in reports.values() for warning in _warnings(report)),
+            *(warning for entry in guard for warning in entry["warnings"]),
+        ],
     }
     run.finish("evaluate", summary, time.monotonic() - started)
     return summary
@@ -57,6 +69,11 @@ def evaluate(run: RunFolder) -> dict[str, Any]:
 def _headline(report: dict[str, Any]) -> dict[str, Any]:
     keys = ("pass_at_k", "no_code_rate", "cap_rate", "mean_tokens", "samples", "tokens", "seconds")
     return {key: report[key] for key in keys}
+
+
+def _warnings(report: dict[str, Any]) -> list[str]:
+    cap = report["settings"]["max_new_tokens"]
+    return arm_warnings(report["arm"], report["cap_rate"], report["samples"], cap, "evaluate.max_new_tokens")
 
 
 def _model_name(run: RunFolder, arm: str) -> str:
@@ -105,6 +122,7 @@ def arm_answering(recipe: Recipe, model: Weights, decoding: Decoding) -> Answeri
         batch_size=settings.batch_size,
         threads=recipe.threads,
         gguf_type=model.gguf_type,
+        enable_thinking=recipe.model.enable_thinking,
     )
 
 
@@ -127,7 +145,7 @@ def evaluate_model(recipe: Recipe, out: Path) -> dict[str, Any]:
         weights = source.gguf or gguf_file(source, recipe.model.gguf_type, threads=recipe.threads)
         gguf_type = "as in the file" if source.gguf else recipe.model.gguf_type
     model = Weights(engine, folder, weights, source.weights_sha256, gguf_type)
-    with Grader(settings.sandbox) as grader:
+    with open_grader(settings.sandbox, problems) as grader:
         golden = check_golden(grader, problems)
         arm = Arm(ArmFolder(out), problems, arm_answering(recipe, model, settings.base), settings.k, settings.block)
         return arm.evaluate(grader, describe(chosen, problems, golden), recipe.model.name)

@@ -26,7 +26,13 @@ def export(run: RunFolder) -> dict[str, Any]:
     started = time.monotonic()
     recipe = run.recipe
     summary = _write(
-        run.merged, recipe.export.types, run.gguf, recipe.name, decoding=recipe.evaluate.tuned, threads=recipe.threads
+        run.merged,
+        recipe.export.types,
+        run.gguf,
+        recipe.name,
+        decoding=recipe.evaluate.tuned,
+        threads=recipe.threads,
+        enable_thinking=recipe.model.enable_thinking,
     )
     # Paths in the manifest are those inside the run, which may be moved.
     files = [{**file, "path": str(Path(file["path"]).relative_to(run.path))} for file in summary["files"]]
@@ -81,7 +87,14 @@ def _claim(path: Path, folder: Path, decoding: Decoding | None) -> None:
 
 
 def _write(
-    folder: Path, types: Sequence[str], out: Path, name: str, *, decoding: Decoding | None, threads: int | None
+    folder: Path,
+    types: Sequence[str],
+    out: Path,
+    name: str,
+    *,
+    decoding: Decoding | None,
+    threads: int | None,
+    enable_thinking: bool | None = None,
 ) -> dict[str, Any]:
     from ssd_lite.engines.gguf_check import check_vocabulary
     from ssd_lite.engines.gguf_set import write_gguf_set
@@ -104,16 +117,16 @@ def _write(
         {"type": t, "path": str(p), "bytes": p.stat().st_size, "seconds": round(seconds.get(t, 0.0), 2)}
         for t, p in paths.items()
     ]
-    learnt = _write_modelfile(folder, paths[types[0]], decoding)
+    learnt = _write_modelfile(folder, paths[types[0]], decoding, enable_thinking)
     return {"files": files, "modelfile": str(out / "Modelfile"), "template": learnt}
 
 
-def _write_modelfile(folder: Path, gguf: Path, decoding: Decoding | None) -> bool:
+def _write_modelfile(folder: Path, gguf: Path, decoding: Decoding | None, enable_thinking: bool | None) -> bool:
     from ssd_lite.engines.gguf_vocabulary import read_vocabulary
     from ssd_lite.engines.model_folder import read_json
     from ssd_lite.engines.tokenizer import ChatTokenizer
 
-    tokenizer = ChatTokenizer.load(folder)
+    tokenizer = ChatTokenizer.load(folder, enable_thinking)
     vocabulary = read_vocabulary(folder, read_json(folder / "config.json"))
     bos = vocabulary.tokens[vocabulary.special["bos"]] if vocabulary.add_bos else None
     form = learn_format(lambda messages: tokenizer.render(messages)[0], bos)

@@ -12,9 +12,9 @@ from typing import Any
 
 from ssd_lite.errors import UserError
 from ssd_lite.grading.extract import Block, extract_program
-from ssd_lite.grading.grader import Grader
 from ssd_lite.grading.pass_at_k import pass_at_k
 from ssd_lite.grading.steps import Submission
+from ssd_lite.grading.submissions import Grading, open_grader, submission
 from ssd_lite.grading.tiers import Choice
 from ssd_lite.records import Grade, Problem, to_json
 
@@ -47,7 +47,7 @@ def grade_file(
     read = _read_samples(samples, by_id, block)
     used = {submission.problem.id for submission in read.submissions}
     wanted = [problem for problem in problems if problem.id in used]
-    with Grader(sandbox, workers) as grader:
+    with open_grader(sandbox, wanted, workers) as grader:
         golden = check_golden(grader, wanted)
         grades = {(grade.problem_id, grade.index): grade for grade in grader.grade(read.submissions)}
         described = grader.describe()
@@ -57,7 +57,7 @@ def grade_file(
     return {**summary(ordered), "fences": dict(read.fences), "golden": golden, "grading": described}
 
 
-def check_golden(grader: Grader, problems: Sequence[Problem]) -> str:
+def check_golden(grader: Grading, problems: Sequence[Problem]) -> str:
     """Grade the golden solutions first. Returns a line for the report; raises UserError where one fails."""
     having = [problem for problem in problems if problem.golden is not None]
     if not having:
@@ -100,22 +100,23 @@ def _read_samples(path: Path, problems: Mapping[str, Problem], block: Block) -> 
         if (name, index) in seen:
             raise UserError(f"the same problem_id and index stand in line {seen[name, index]}.", where=where)
         seen[name, index] = number
-        read.submissions.append(Submission(problems[name], index, _program(value, block, where, read.fences)))
+        read.submissions.append(_submission(value, problems[name], index, block, where, read.fences))
     if not read.submissions:
         raise UserError("there are no samples.", where=str(path))
     return read
 
 
-def _program(value: dict[str, Any], block: Block, where: str, fences: Counter[str]) -> str | None:
+def _submission(
+    value: dict[str, Any], problem: Problem, index: int, block: Block, where: str, fences: Counter[str]
+) -> Submission:
     keys = [key for key in ("completion", "program") if key in value]
     if len(keys) != 1 or not isinstance(value[keys[0]], str):
         found = ", ".join(sorted(value))
         raise UserError(f'a sample needs either "completion" or "program", a text; it has: {found}.', where=where)
     if keys[0] == "program":
-        return str(value["program"])
-    extraction = extract_program(value["completion"], block=block)
-    fences[extraction.fence] += 1
-    return extraction.program
+        return Submission(problem, index, str(value["program"]))
+    fences[extract_program(value["completion"], block=block).fence] += 1
+    return submission(problem, index, value["completion"], block=block)
 
 
 def _lines(path: Path) -> Iterator[tuple[int, bytes]]:

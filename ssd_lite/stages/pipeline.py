@@ -13,12 +13,11 @@ import click
 from ssd_lite.errors import EXIT_USER_ERROR, MissingLibraryError, Stopped, UserError
 from ssd_lite.progress import duration
 from ssd_lite.recipe import Recipe
-from ssd_lite.run_folder import RunFolder, Stage
+from ssd_lite.run_folder import RunFolder, Stage, stages_of
 from ssd_lite.run_lock import run_lock
 from ssd_lite.stages.child import Ended, run_command, stop_signals
 from ssd_lite.stages.status import has_files
 
-ORDER: tuple[Stage, ...] = ("sample", "curate", "train", "merge", "evaluate", "export", "report")
 _LIBRARIES = (
     ("torch", "train"),
     ("transformers", "train"),
@@ -45,12 +44,23 @@ def check_machine(recipe: Recipe) -> None:
     wanted = [*_LIBRARIES]
     if recipe.train.method == "qlora" or "8bit" in recipe.train.optim:
         wanted.append(("bitsandbytes", "qlora"))
+    if recipe.train.grpo is not None:
+        wanted += [("trl", "grpo"), ("datasets", "grpo")]
     for library, extra in wanted:
         if importlib.util.find_spec(library) is None:
             raise MissingLibraryError(library, needed_for=f"the recipe {recipe.name!r}", extra=extra)
-    from ssd_lite.grading.tiers import choose_tier
+    if _runs_programs(recipe):
+        from ssd_lite.grading.tiers import choose_tier
 
-    choose_tier(recipe.evaluate.sandbox)[1].close()
+        choose_tier(recipe.evaluate.sandbox)[1].close()
+
+
+def _runs_programs(recipe: Recipe) -> bool:
+    """Does a stage grade programs? Questions are judged without a sandbox."""
+    graded = [recipe.problems.evaluate, *(guard.problems for guard in recipe.evaluate.guard)]
+    if recipe.curate.only_correct or recipe.train.grpo is not None:
+        graded.append(recipe.problems.train)
+    return not all(name.startswith("questions:") for name in graded)
 
 
 def is_done(run: RunFolder, stage: Stage) -> bool:
@@ -65,13 +75,13 @@ def run_all(run: RunFolder, *, say: Callable[[str], None], stdout: int | None = 
     UserError where a stage found something to mend, StageFailed for a stage that broke.
     """
     with stop_signals() as asked:
-        ran = run_stages(run, ORDER, asked, say=say, stdout=stdout)
+        ran = run_stages(run, stages_of(run.recipe), asked, say=say, stdout=stdout)
     from ssd_lite.stages.report import table
 
     return {
         "run": str(run.path),
         "ran": ran,
-        "stages": {stage: run.require(stage) for stage in ORDER},
+        "stages": {stage: run.require(stage) for stage in stages_of(run.recipe)},
         "processes": run.manifest().get("processes", {}),
         "report": str(run.report),
         "table": table(run),

@@ -8,6 +8,7 @@ from typing import Any
 from ssd_lite.atomic import write_text
 from ssd_lite.errors import UserError
 from ssd_lite.run_folder import RunFolder
+from ssd_lite.stages.diagnosis_section import shows_diagnosis
 from ssd_lite.stages.model_card import write_card
 from ssd_lite.stages.report_findings import read_findings, read_numbers
 from ssd_lite.stages.report_page import card_figures, render, terminal_table
@@ -21,7 +22,7 @@ def report(run: RunFolder) -> dict[str, Any]:
     run is not evaluated or the page cannot be written.
     """
     done = run.done("report")
-    if done is not None and run.report.is_file():
+    if done is not None and run.report.is_file() and shows_diagnosis(run.path, run.report):
         return done
     run.require("evaluate")
     started = time.monotonic()
@@ -32,7 +33,9 @@ def report(run: RunFolder) -> dict[str, Any]:
     except OSError as error:
         raise UserError(f"cannot be written: {error.strerror}.", where=str(run.report)) from error
     sentence = str(findings.comparison["sentence"])
-    write_card(run, card_figures(findings), f"{sentence} {set_line(findings.arms['base'])}.")
+    guard = [f"{entry['name']}: {entry['sentence']}" for entry in findings.summary("evaluate").get("guard", [])]
+    words = [f"{sentence} {set_line(findings.arms['base'])}.", *(f"Guard {line}" for line in guard)]
+    write_card(run, card_figures(findings), " ".join(words))
     summary = {"report": run.report.name, "verdict": sentence}
     run.finish("report", summary, time.monotonic() - started)
     return summary

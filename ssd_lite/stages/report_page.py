@@ -6,10 +6,11 @@ from collections.abc import Mapping
 
 from ssd_lite.records import Grade, Sample
 from ssd_lite.run_folder import RunFolder
-from ssd_lite.stages import report_facts, svg_plots
+from ssd_lite.stages import diagnosis_section, guard_section, report_facts, svg_plots
 from ssd_lite.stages.report_findings import ARMS, Findings, Pair
 from ssd_lite.stages.report_html import block, bullets, figure, page, paragraph, section, table, text
 from ssd_lite.stages.report_words import bounds, caveats, figure_rows, law, percent, set_line, signed
+from ssd_lite.stages.terms_section import terms
 
 _TONES = {"gain": "gain", "loss": "loss"}
 # A thinking model may write some 100,000 characters; the whole text stands in samples.jsonl.
@@ -26,9 +27,12 @@ def render(run: RunFolder, findings: Findings) -> str:
         f"<header>\n<h1>{text(run.recipe.name)}: base against tuned</h1>\n</header>",
         verdict(run, findings),
         figures(findings),
+        guard_section.guard(run.path),
         tiers(findings),
         loss(findings),
+        terms(findings.steps),
         spread(findings),
+        diagnosis_section.diagnosis(run.path),
         pairs(findings),
         report_facts.curating(findings),
         report_facts.times(findings),
@@ -117,12 +121,22 @@ def _tier_cell(findings: Findings, tier: str, k: str, arm: str) -> str:
 
 
 def loss(findings: Findings) -> str:
-    """The loss of each training step."""
+    """The loss of each training step; under GRPO, whose loss says nothing, the mean reward."""
+    if findings.steps and "reward" in findings.steps[0]:
+        return _reward(findings)
     points = [(float(step["step"]), float(step["loss"])) for step in findings.steps]
     drawing = svg_plots.curve(points, f"Training loss over {len(points)} steps", "optimiser step", "loss in nats")
     trained = findings.summary("train").get("tokens_trained")
     over = f" over {trained:,} trained tokens" if trained else ""
     return section("Training loss", figure(drawing, f"Cross-entropy per trained token, {len(points)} steps{over}."))
+
+
+def _reward(findings: Findings) -> str:
+    points = [(float(step["step"]), float(step["reward"])) for step in findings.steps]
+    drawing = svg_plots.curve(points, f"Reward over {len(points)} steps", "optimiser step", "mean reward")
+    drawn = findings.summary("train").get("completions", 0)
+    caption = f"Share of the step's completions whose program passes, {len(points)} steps, {drawn:,} completions."
+    return section("Reward of the training", figure(drawing, caption))
 
 
 def spread(findings: Findings) -> str:
@@ -196,7 +210,10 @@ def card_figures(findings: Findings) -> dict[str, dict[str, str]]:
 
 
 def terminal_table(findings: Findings) -> str:
-    """The table that ends `ssd-lite run`: plain text, the arms as rows, then the verdict in one sentence."""
+    """The table that ends `ssd-lite run`: the arms as rows, then the verdict in one sentence and the guard.
+
+    A loss and a drop are red by escapes of the terminal, which `click.echo` leaves out of files.
+    """
     columns: list[list[str]] = [["", *ARMS, "difference"]]
     columns += [[f"pass@{k}", *_pass_cells(findings, k)] for k in findings.ks]
     rates = (("no_code_rate", "no code"), ("cap_rate", "cut off"))
@@ -207,7 +224,10 @@ def terminal_table(findings: Findings) -> str:
     for row in zip(*columns, strict=True):
         cells = [cell.ljust(width) for cell, width in zip(row, widths, strict=True)]
         lines.append("  ".join(cells).rstrip())
-    return "\n".join([*lines, "", str(findings.comparison["sentence"])])
+    sentence = str(findings.comparison["sentence"])
+    own = guard_section.red(sentence) if findings.comparison["verdict"] == "loss" else sentence
+    entries = findings.summary("evaluate").get("guard", [])
+    return "\n".join([*lines, "", own, *guard_section.terminal_lines(entries)])
 
 
 def _pass_cells(findings: Findings, k: str) -> list[str]:

@@ -12,9 +12,9 @@ from ssd_lite.records import SamplingSettings
 from ssd_lite.run_folder import RunFolder
 from ssd_lite.stages.answers import Answering, answer, take
 from ssd_lite.stages.base_model import base_model, teacher_model
+from ssd_lite.stages.correctness import require_gradable
 from ssd_lite.stages.cut_off import cap_warnings
 from ssd_lite.stages.guard import guard_problems
-from ssd_lite.stages.correctness import require_gradable
 
 if TYPE_CHECKING:
     from ssd_lite.engines.model_source import ModelSource

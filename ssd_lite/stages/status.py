@@ -6,11 +6,11 @@ import fcntl
 import json
 import os
 from pathlib import Path
-from typing import Any, get_args
+from typing import Any
 
 from ssd_lite.atomic import is_whole, leftovers
 from ssd_lite.journal import decode_line
-from ssd_lite.run_folder import RunFolder, Stage
+from ssd_lite.run_folder import RunFolder, Stage, stages_of
 from ssd_lite.run_lock import LOCK_FILE
 
 
@@ -20,11 +20,16 @@ def status(run: RunFolder) -> dict[str, Any]:
     Reads only; a torn last line is left out. `next` is the first stage that is not done, None where all are.
     """
     entries = run.manifest().get("stages", {})
-    stages = {stage: _stage(run, stage, entries.get(stage)) for stage in get_args(Stage)}
+    stages = {stage: _stage(run, stage, entries.get(stage)) for stage in stages_of(run.recipe)}
     counts = {"samples": lines(run.samples), "training_rows": lines(run.train_rows), "steps": lines(run.metrics)}
+    evaluations = run.path / "evaluations"
     arms = {
-        folder.name: {"samples": lines(folder / "samples.jsonl"), "grades": lines(folder / "grades.jsonl")}
-        for folder in sorted((run.path / "evaluations").glob("*/"))
+        str(folder.relative_to(evaluations)): {
+            "samples": lines(folder / "samples.jsonl"),
+            "grades": lines(folder / "grades.jsonl"),
+        }
+        for folder in [*sorted(evaluations.glob("*/")), *sorted(evaluations.glob("guard/*/*/"))]
+        if folder != evaluations / "guard"
     }
     return {
         "run": str(run.path),

@@ -1,4 +1,4 @@
-"""The stage that trains: train.jsonl and the base model in, adapter/ and metrics.jsonl out."""
+"""The stage that trains: train.jsonl and the base model in, adapter/ and metrics.jsonl out; GRPO stands beside it."""
 
 from __future__ import annotations
 
@@ -32,6 +32,10 @@ def train(run: RunFolder) -> dict[str, Any]:
     done = run.done("train")
     if done is not None and is_whole(run.adapter):
         return done
+    if run.recipe.train.grpo is not None:
+        from ssd_lite.stages.train_grpo import train_by_reward
+
+        return train_by_reward(run)
     run.require("curate")
     settings = run.recipe.train
     rows = read_rows(run.train_rows, settings.max_length, run.targets, soft=settings.target == "soft")
