@@ -38,7 +38,8 @@ class _InOrder(click.Group):
 def main() -> None:
     """Simple Self-Distillation on one GPU, or none: sample, train, merge, evaluate, export.
 
-    Exit codes: 0 done, 1 a bug or a drop under --strict, 2 something to mend (one line says what), 75 stopped, the same command goes on.
+    Exit codes: 0 done, 1 a bug or a drop under --strict, 2 something to mend (one line says what), 75 stopped, the same
+    command goes on.
     """
 
 

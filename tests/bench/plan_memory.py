@@ -96,7 +96,7 @@ def sample(case: dict[str, Any], work: Path) -> None:
     sampler = open_sampler(engine, file, SamplerOptions(case["rows"], 1, end_ids=(), pad_id=0))
     ids = tuple(range(5, 5 + case["prompt"]))
     new = case["new"] if engine == "hf" else 16  # llama.cpp sets its whole cache aside at the start
-    requests = [Request(Prompt(f"p{row}", (*ids, 100 + row)[1:], ""), 0, row) for row in range(case["rows"])]
+    requests = [Request(Prompt(f"p{row}", "", (*ids, 100 + row)[1:]), 0, row) for row in range(case["rows"])]
     settings = SamplingSettings(1.0, 20, 0.8, 0.0, case["new"])
     seen = [0]
 
