@@ -93,3 +93,14 @@ def test_interchange_files(tmp_path):
     assert json.loads((tmp_path / "l.json").read_text())[1] == {"question_id": "b", "code_list": ["p10", "p11"]}
     with pytest.raises(UserError, match="same number"):
         write_livecodebench(rows[:3], tmp_path / "l.json")
+
+
+@needs_bubblewrap
+def test_grade_writes_what_other_harnesses_read(tmp_path):
+    file = samples(tmp_path, *({"problem_id": p, "index": i, "program": GOOD} for p in ("a", "b") for i in (0, 1)))
+    evalplus, livecodebench = tmp_path / "e.jsonl", tmp_path / "l.json"
+    grade_file(file, PROBLEMS, sandbox="bubblewrap", evalplus=evalplus, livecodebench=livecodebench)
+    lines = [json.loads(line) for line in evalplus.read_text().splitlines()]
+    assert [line["task_id"] for line in lines] == ["a", "b", "a", "b"]
+    assert {line["solution"] for line in lines} == {GOOD}
+    assert [len(entry["code_list"]) for entry in json.loads(livecodebench.read_text())] == [2, 2]

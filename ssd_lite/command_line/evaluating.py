@@ -172,6 +172,8 @@ def _report_text(report: dict[str, Any], out: Path) -> str:
 @click.option("--block", type=BLOCKS, default="last", help="Which fenced block is the program; default last.")
 @sandbox_options
 @click.option("--out", type=PATH, metavar="GRADES.jsonl", help="One grade a line.")
+@click.option("--evalplus", type=PATH, metavar="FILE.jsonl", help="Also write the programs as EvalPlus reads them.")
+@click.option("--livecodebench", type=PATH, metavar="FILE.json", help="Also write them as LiveCodeBench reads them.")
 @answers_json
 def grade(
     samples: Path,
@@ -180,6 +182,8 @@ def grade(
     sandbox: Choice | None,
     unsafe_sandbox: bool,
     out: Path | None,
+    evalplus: Path | None,
+    livecodebench: Path | None,
     as_json: bool,
 ) -> Answer:
     """Grade completions from anywhere.
@@ -191,7 +195,15 @@ def grade(
 
     chosen = load_problems(problems, role="evaluate")
     isolation: Choice = "none" if unsafe_sandbox else sandbox or "auto"
-    done = grade_file(samples, chosen.problems, sandbox=isolation, out=out, block=block)
+    done = grade_file(
+        samples,
+        chosen.problems,
+        sandbox=isolation,
+        out=out,
+        block=block,
+        evalplus=evalplus,
+        livecodebench=livecodebench,
+    )
     rates = [f"{key}: {100 * value:.1f} %" for key, value in done.items() if key.startswith("pass@")]
     verdicts = ", ".join(f"{count} {verdict}" for verdict, count in done["verdicts"].items())
     head = f"grade: {done['samples']} samples of {done['problems']} problems: {verdicts}"

@@ -7,7 +7,7 @@ from dataclasses import replace
 from typing import Any
 
 from ssd_lite.errors import UserError
-from ssd_lite.grading.grader import Grader
+from ssd_lite.grading.submissions import Grading, open_grader
 from ssd_lite.problems.named import load_problems
 from ssd_lite.records import Problem
 from ssd_lite.run_folder import RunFolder
@@ -21,15 +21,15 @@ from ssd_lite.stages.grade import check_golden
 
 def evaluate_arms(folder: ComparisonFolder, orders: Sequence[ArmOrder]) -> list[dict[str, Any]]:
     """Evaluate arms in this process, each into its folder; goes on after a kill. Returns their reports."""
-    reports = []
-    with Grader(folder.recipe.evaluate.sandbox) as grader:
-        described: dict[str, tuple[list[Problem], dict[str, Any]]] = {}
-        for order in orders:
-            if order.problems not in described:
-                problems, about = problems_of(folder, order.problems)
-                described[order.problems] = problems, {**about, "golden": check_golden(grader, problems)}
-            reports.append(_evaluate(folder, order, *described[order.problems], grader))
-    return reports
+    reports = {}
+    for name in dict.fromkeys(order.problems for order in orders):
+        problems, about = problems_of(folder, name)
+        with open_grader(folder.recipe.evaluate.sandbox, problems) as grader:
+            about["golden"] = check_golden(grader, problems)
+            for order in orders:
+                if order.problems == name:
+                    reports[order] = _evaluate(folder, order, problems, about, grader)
+    return [reports[order] for order in orders]
 
 
 def problems_of(folder: ComparisonFolder, name: str) -> tuple[list[Problem], dict[str, Any]]:
@@ -47,7 +47,7 @@ def problems_of(folder: ComparisonFolder, name: str) -> tuple[list[Problem], dic
 
 
 def _evaluate(
-    folder: ComparisonFolder, order: ArmOrder, problems: Sequence[Problem], about: dict[str, Any], grader: Grader
+    folder: ComparisonFolder, order: ArmOrder, problems: Sequence[Problem], about: dict[str, Any], grader: Grading
 ) -> dict[str, Any]:
     recipe = folder.recipe
     model = arm_weights(run_of(folder, order.model), BASE if order.model == BASE else "tuned")

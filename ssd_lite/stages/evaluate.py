@@ -9,9 +9,11 @@ from typing import TYPE_CHECKING, Any
 
 from ssd_lite.atomic import write_json
 from ssd_lite.grading.submissions import open_grader
+from ssd_lite.journal import read_records
 from ssd_lite.problems.named import load_problems
 from ssd_lite.recipe import Recipe
 from ssd_lite.recipe_section import Decoding
+from ssd_lite.records import Grade, grade_from_json
 from ssd_lite.run_folder import ArmFolder, RunFolder
 from ssd_lite.stages.answers import Answering, take
 from ssd_lite.stages.arm import Arm, describe
@@ -20,6 +22,7 @@ from ssd_lite.stages.base_model import base_model
 from ssd_lite.stages.cut_off import arm_warnings
 from ssd_lite.stages.grade import check_golden
 from ssd_lite.stages.guard import GuardedArm, run_guard
+from ssd_lite.stages.quartiles import by_quartile
 
 if TYPE_CHECKING:
     from ssd_lite.engines.sampler import Engine
@@ -48,6 +51,7 @@ def evaluate(run: RunFolder) -> dict[str, Any]:
             reports[name] = arm.evaluate(grader, describe(chosen, problems, golden), arms[name].model)
     guard = run_guard(run, arms)
     comparison = compare(reports["base"], reports["tuned"], settings.seed)
+    comparison["by_quartile"] = by_quartile(_grades(run, "base"), _grades(run, "tuned"), settings.seed)
     write_json(run.comparison, comparison)
     summary = {
         "verdict": comparison["verdict"],
@@ -64,6 +68,10 @@ def evaluate(run: RunFolder) -> dict[str, Any]:
     }
     run.finish("evaluate", summary, time.monotonic() - started)
     return summary
+
+
+def _grades(run: RunFolder, arm: str) -> list[Grade]:
+    return [grade_from_json(record) for record in read_records(run.arm(arm).grades)]
 
 
 def _headline(report: dict[str, Any]) -> dict[str, Any]:

@@ -7,6 +7,7 @@ from collections.abc import Mapping
 from ssd_lite.records import Grade, Sample
 from ssd_lite.run_folder import RunFolder
 from ssd_lite.stages import diagnosis_section, guard_section, report_facts, svg_plots
+from ssd_lite.stages.quartiles import quartile_section
 from ssd_lite.stages.report_findings import ARMS, Findings, Pair
 from ssd_lite.stages.report_html import block, bullets, figure, page, paragraph, section, table, text
 from ssd_lite.stages.report_words import bounds, caveats, figure_rows, law, percent, set_line, signed
@@ -29,6 +30,7 @@ def render(run: RunFolder, findings: Findings) -> str:
         figures(findings),
         guard_section.guard(run.path),
         tiers(findings),
+        quartile_section(findings.comparison.get("by_quartile") or []),
         loss(findings),
         terms(findings.steps),
         spread(findings),

@@ -1,0 +1,1 @@
+"""Memory, time, disk and money of a recipe on a machine, by arithmetic only: no weights, no card, no heavy library."""
