@@ -5,11 +5,12 @@ from __future__ import annotations
 import click
 
 from ssd_lite import __version__
-from ssd_lite.command_line import comparing, diagnosing, evaluating, models, recipes, runs
+from ssd_lite.command_line import comparing, diagnosing, evaluating, models, planning, recipes, runs
 from ssd_lite.command_line.answers import with_example
 
 COMMANDS = (
     runs.run,
+    planning.plan,
     diagnosing.diagnose,
     runs.sample,
     runs.curate,

@@ -12,8 +12,9 @@ import yaml
 from ssd_lite.errors import UserError
 
 MIB = 2**20
-# Effective speed of two cores, from docs/results.md: LoRA on the 135M model, 158 tok/s at 4 x 134.5M operations a token.
-CPU_FLOPS, CPU_SECONDS_PER_WEIGHT_BYTE = 85e9, 1 / 12e9
+# Effective speed of two cores, docs/results.md: LoRA on the 135M model, 158 tok/s at 4 x 134.5M operations a token.
+# The bandwidth is a guess.
+CPU_FLOPS, CPU_BYTES_PER_S = 85e9, 12e9
 
 
 @dataclass(frozen=True)
@@ -32,7 +33,7 @@ class Machine:
     on_card: bool = True
 
 
-CPU = Machine("cpu", "no card, two cores", 0, CPU_FLOPS, 1 / CPU_SECONDS_PER_WEIGHT_BYTE, "docs/results.md", False)
+CPU = Machine("cpu", "no card, two cores", 0, CPU_FLOPS, CPU_BYTES_PER_S, "docs/results.md", False)
 
 
 @cache

@@ -1,4 +1,4 @@
-"""The shape of a decoder model from its config.json: widths, layers, parameter counts. Shipped recipes' are packaged."""
+"""The shape of a decoder model from its config.json: widths, layers, counts. Those of shipped recipes are packaged."""
 
 from __future__ import annotations
 

@@ -2,14 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable
 from dataclasses import asdict
 from typing import Any
 
 from ssd_lite.grading.statistics import paired_bootstrap, quartiles
 from ssd_lite.records import Grade
-from ssd_lite.stages.report_html import paragraph, section, table
-from ssd_lite.stages.report_words import bounds, percent, signed
 
 FEWEST_PROBLEMS = 8
 
@@ -41,29 +39,3 @@ def _rates(grades: Iterable[Grade], parity: int | None) -> dict[str, float]:
         if parity is None or grade.index % 2 == parity:
             seen.setdefault(grade.problem_id, []).append(grade.passed)
     return {name: sum(passes) / len(passes) for name, passes in seen.items()}
-
-
-def quartile_section(rows: Sequence[Mapping[str, Any]]) -> str:
-    """The section of the report; empty where there are no quartiles."""
-    if not rows:
-        return ""
-    body = [
-        [
-            row["quartile"],
-            f"{row['count']}",
-            percent(row["base"]),
-            percent(row["tuned"]),
-            f"{signed(100 * row['difference']['mean'])} {bounds(row['difference'], signed)}",
-        ]
-        for row in rows
-    ]
-    note = (
-        "The problems in four parts by how often the base passes them. Half of the base's samples choose the part and "
-        "the other half are its score, so that no part holds the base's bad luck alone."
-    )
-    head = ["quartile", "problems", "base", "tuned", "difference"]
-    return section(
-        "By quartile of the base",
-        paragraph(note, soft=True),
-        table(head, body, caption="Share of samples that pass; differences in points with their 95 % interval."),
-    )

@@ -13,6 +13,7 @@ from ssd_lite.stages.model_card import write_card
 from ssd_lite.stages.report_findings import read_findings, read_numbers
 from ssd_lite.stages.report_page import card_figures, render, terminal_table
 from ssd_lite.stages.report_words import set_line
+from ssd_lite.stages.rounds_section import shows_rounds
 
 
 def report(run: RunFolder) -> dict[str, Any]:
@@ -22,7 +23,7 @@ def report(run: RunFolder) -> dict[str, Any]:
     run is not evaluated or the page cannot be written.
     """
     done = run.done("report")
-    if done is not None and run.report.is_file() and shows_diagnosis(run.path, run.report):
+    if done is not None and run.report.is_file() and _shows_all(run):
         return done
     run.require("evaluate")
     started = time.monotonic()
@@ -39,6 +40,11 @@ def report(run: RunFolder) -> dict[str, Any]:
     summary = {"report": run.report.name, "verdict": sentence}
     run.finish("report", summary, time.monotonic() - started)
     return summary
+
+
+def _shows_all(run: RunFolder) -> bool:
+    """False where something the page shows is younger than the page."""
+    return shows_diagnosis(run.path, run.report) and shows_rounds(run.path, run.report)
 
 
 def table(run: RunFolder) -> str:

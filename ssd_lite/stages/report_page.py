@@ -7,10 +7,11 @@ from collections.abc import Mapping
 from ssd_lite.records import Grade, Sample
 from ssd_lite.run_folder import RunFolder
 from ssd_lite.stages import diagnosis_section, guard_section, report_facts, svg_plots
-from ssd_lite.stages.quartiles import quartile_section
+from ssd_lite.stages.quartile_section import quartile_section
 from ssd_lite.stages.report_findings import ARMS, Findings, Pair
 from ssd_lite.stages.report_html import block, bullets, figure, page, paragraph, section, table, text
 from ssd_lite.stages.report_words import bounds, caveats, figure_rows, law, percent, set_line, signed
+from ssd_lite.stages.rounds_section import rounds_section
 from ssd_lite.stages.terms_section import terms
 
 _TONES = {"gain": "gain", "loss": "loss"}
@@ -35,6 +36,7 @@ def render(run: RunFolder, findings: Findings) -> str:
         terms(findings.steps),
         spread(findings),
         diagnosis_section.diagnosis(run.path),
+        rounds_section(run.path),
         pairs(findings),
         report_facts.curating(findings),
         report_facts.times(findings),

@@ -1,7 +1,7 @@
 """Peak memory of real training, sampling and merging on the CPU, a process each, against the plan's formulas.
 
-    python tests/bench/plan_memory.py --out tests/data/plan_memory.json        # all, about ten minutes on one thread
-    python tests/bench/plan_memory.py --only lora-1x512                        # one, printed
+python tests/bench/plan_memory.py --out tests/data/plan_memory.json        # all, about ten minutes on one thread
+python tests/bench/plan_memory.py --only lora-1x512                        # one, printed
 """
 
 from __future__ import annotations
@@ -30,9 +30,15 @@ CONFIGURATIONS: dict[str, dict[str, Any]] = {
     "lora-4x256-all": {"stage": "train", "model": SMOL, "rows": 4, "length": 256, "checkpointing": False},
     "lora-r64-2x256-all": {"stage": "train", "model": SMOL, "rows": 2, "length": 256, "checkpointing": False, "r": 64},
     "full-1x256": {"stage": "train", "model": SMOL, "rows": 1, "length": 256, "checkpointing": True, "method": "full"},
-    "qlora-1x256": {"stage": "train", "model": SMOL, "rows": 1, "length": 256, "checkpointing": True, "method": "qlora"},
-    "wide-lora-2x512-all": {"stage": "train", "model": "wide", "rows": 2, "length": 512, "checkpointing": False},
-    "wide-lora-2x512": {"stage": "train", "model": "wide", "rows": 2, "length": 512, "checkpointing": True},
+    "qlora-1x256": {
+        "stage": "train", "model": SMOL, "rows": 1, "length": 256, "checkpointing": True, "method": "qlora",
+    },
+    "wide-lora-2x512-all": {
+        "stage": "train", "model": "wide", "rows": 2, "length": 512, "checkpointing": False, "fit": True,
+    },
+    "wide-lora-2x512": {
+        "stage": "train", "model": "wide", "rows": 2, "length": 512, "checkpointing": True, "fit": True,
+    },
     "wide-full-2x256-all": {
         "stage": "train", "model": "wide", "rows": 2, "length": 256, "checkpointing": False, "method": "full",
     },
@@ -82,7 +88,9 @@ def train(case: dict[str, Any], work: Path) -> None:
         gradient_accumulation_steps=1, gradient_checkpointing=case["checkpointing"], lora_r=case.get("r", 16),
     )  # fmt: skip
     files = TrainingFiles(work / "checkpoints", work / "metrics.jsonl", work / "adapter", lambda line: None)
-    train_model(rows, model_folder(case["model"], work), BaseModel(case["model"], None, "-"), files, settings, threads=1)
+    train_model(
+        rows, model_folder(case["model"], work), BaseModel(case["model"], None, "-"), files, settings, threads=1
+    )
 
 
 def sample(case: dict[str, Any], work: Path) -> None:
@@ -132,7 +140,8 @@ def measure(name: str) -> int:
             make_wide(work / "wide")
         if case["stage"] == "merge":  # needs an adapter of this base
             before = {"stage": "train", "model": SMOL, "rows": 1, "length": 32, "checkpointing": True}
-            code = f"import runpy, pathlib; m = runpy.run_path({__file__!r}); m['train']({before!r}, pathlib.Path({made!r}))"
+            call = f"['train']({before!r}, pathlib.Path({made!r}))"
+            code = f"import runpy, pathlib; runpy.run_path({__file__!r}){call}"
             subprocess.run([sys.executable, "-c", code], check=True, capture_output=True)
         words = [sys.executable, __file__, "--worker", name, "--work", made]
         done = subprocess.run(words, capture_output=True, text=True, check=False)

@@ -1,0 +1,249 @@
+"""`ssd-lite plan`: recipes, own models, the Hub, and runs that have begun."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+import threading
+from collections.abc import Iterator
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
+from typing import Any
+
+import pytest
+from click.testing import CliRunner, Result
+
+from ssd_lite.cli import main
+from ssd_lite.journal import encode_line
+from ssd_lite.recipe_file import load_recipe, packaged_recipes
+from ssd_lite.run_folder import RunFolder
+
+
+def run(*words: str) -> Result:
+    return CliRunner().invoke(main, ["plan", *words])
+
+
+def value_of(*words: str) -> dict[str, Any]:
+    result = run(*words, "--json")
+    assert result.exit_code == 0, result.output
+    return dict(json.loads(result.stdout))
+
+
+@pytest.mark.parametrize("name", packaged_recipes())
+def test_the_object_has_what_a_program_reads(name: str) -> None:
+    value = value_of(name, "--gpu", "a100-80", "--price", "2")
+    assert value["fits"] is True
+    assert set(value["stages"]) == {"sample", "train", "merge", "evaluate", "export"}
+    train = value["stages"]["train"]
+    assert train["gpu_peak_bytes"] == sum(train["terms"].values())
+    assert set(train["terms"]) >= {"weights", "adapter", "optimiser", "activations", "workspace"}
+    assert "kv_cache" in value["stages"]["sample"]["terms"]
+    assert value["cost"] == pytest.approx([2 * hours for hours in value["hours"]], rel=0.02, abs=0.01)
+    assert value["disk_peak_bytes"] > 0
+    assert value["host_peak_bytes"] > 0
+    assert "not measured" in value["basis"]
+
+
+def test_a_plan_needs_no_network_and_no_heavy_library() -> None:
+    code = """
+import socket, sys
+def refuse(*args, **options):
+    raise AssertionError("the network was asked")
+socket.socket.connect = socket.getaddrinfo = refuse
+from click.testing import CliRunner
+from ssd_lite.cli import main
+result = CliRunner().invoke(main, ["plan", "qwen3-8b-qlora-24gb", "--gpu", "l4"])
+assert result.exit_code == 0, result.output
+print(sorted({name.split(".")[0] for name in sys.modules} & {"torch", "transformers", "numpy", "huggingface_hub"}))
+"""
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stdout.strip() == "[]"
+
+
+def test_what_does_not_fit_is_answered_with_keys_and_a_recipe_that_fits(tmp_path: Path) -> None:
+    file = tmp_path / "fits.yaml"
+    words = ("qwen3-4b-instruct-qlora-24gb", "--gpu", "rtx4090", "--set", "train.method=full")
+    result = run(*words, "--write", str(file))
+    assert result.exit_code == 0, result.output
+    assert "It does not fit: train needs" in result.output
+    assert "--set train.method=qlora" in result.output
+    assert value_of(*words)["changes"] == {"train.method": "qlora"}
+    assert load_recipe(str(file)).train.method == "qlora"
+    assert value_of(str(file), "--gpu", "rtx4090")["fits"] is True
+    again = run(*words, "--write", str(file))
+    assert again.exit_code == 2
+    assert "is there already" in again.output
+
+
+def test_money_only_where_a_price_was_named() -> None:
+    assert "cost" not in run("quickstart", "--gpu", "l4").output
+    assert value_of("quickstart", "--gpu", "l4")["cost"] is None
+    assert "cost" in run("quickstart", "--gpu", "l4", "--price", "0.8").output
+
+
+@pytest.mark.parametrize(
+    ("words", "said"),
+    [
+        (("quickstart", "--gpu", "h10"), "did you mean 'h100'"),
+        (("quickstart", "--set", "model.name=nowhere"), "no packaged model"),
+        (("quickstart", "--set", "train.grpo={}"), "is not planned"),
+        (("no-such-recipe",), "no recipe named"),
+    ],
+)
+def test_mistakes_are_answered(words: tuple[str, ...], said: str) -> None:
+    result = run(*words)
+    assert result.exit_code == 2
+    assert said in result.output
+
+
+def test_a_folder_with_a_config_alone_is_enough(tmp_path: Path) -> None:
+    config = {
+        "model_type": "llama", "hidden_size": 64, "intermediate_size": 128, "num_hidden_layers": 2,
+        "num_attention_heads": 4, "num_key_value_heads": 2, "vocab_size": 1000, "torch_dtype": "float32",
+    }  # fmt: skip
+    (tmp_path / "config.json").write_text(json.dumps(config))
+    value = value_of("quickstart", "--set", f"model.name={tmp_path}")
+    assert "shape from the folder's config.json" in value["notes"]
+    assert "base model" not in {entry["what"] for entry in value["disk"]}  # it lies there already
+
+
+def test_headers_that_disagree_with_the_config_are_told(tmp_path: Path) -> None:
+    pytest.importorskip("torch")
+    from tiny_models import save_tiny
+
+    folder = save_tiny(tmp_path / "m")
+    value = value_of("quickstart", "--set", f"model.name={folder}")
+    assert not any("with care" in note for note in value["notes"])
+    config = json.loads((folder / "config.json").read_text())
+    (folder / "config.json").write_text(json.dumps({**config, "num_hidden_layers": 4}))
+    value = value_of("quickstart", "--set", f"model.name={folder}")
+    assert any("with care" in note for note in value["notes"])
+
+
+def test_a_gguf_is_planned_from_its_header() -> None:
+    pytest.importorskip("gguf")
+    from tiny_models import packaged_source
+
+    source = packaged_source()
+    packaged = value_of("quickstart")
+    own = value_of("quickstart", "--set", f"model.name={source.gguf}")
+    assert own["stages"]["train"]["terms"] == packaged["stages"]["train"]["terms"]
+
+
+def test_lines_of_an_own_problem_file_are_counted(tmp_path: Path) -> None:
+    file = tmp_path / "mine.jsonl"
+    file.write_text('{"id": "a"}\n\n' * 7)
+    few = value_of("quickstart", "--set", f"problems.train={file}", "--mean-tokens", "10")
+    assert few["stages"]["sample"]["tokens"] == [70, 70]
+
+
+def steps(run_folder: RunFolder, count: int) -> None:
+    run_folder.metrics.write_bytes(
+        b"".join(
+            encode_line({"step": n, "seconds": 30.0 if n == 1 else 10.0, "input_tokens": 500})
+            for n in range(1, count + 1)
+        )
+    )
+
+
+def test_a_run_that_has_begun_is_planned_with_what_it_measured(tmp_path: Path) -> None:
+    folder = RunFolder.create(tmp_path / "r", load_recipe("quickstart"))
+    before = value_of(str(folder.path))
+    assert before["measured"] == {}
+    folder.samples.write_text("{}\n")
+    summary = {"samples": 100, "tokens": 9793, "problems": {"count": 100}}
+    folder.finish("sample", summary, 72.0)
+    folder.train_rows.write_text("{}\n" * 94)
+    steps(folder, 4)
+    value = value_of(str(folder.path))
+    assert value["measured"]["sample"]["hours"] == pytest.approx(0.02)
+    train = value["measured"]["train"]
+    # 94 rows in steps of 8 are 12; the first step took 30 s, the others 10 s.
+    assert (train["steps"], train["steps_in_all"], train["seconds_per_step"]) == (4, 12, 10.0)
+    assert train["hours_left"] == pytest.approx(80 / 3600)
+    assert train["hours"] == pytest.approx(140 / 3600)
+    assert value["stages"]["sample"]["tokens"] == [9800, 9800]  # the mean it found, 98
+    assert "at step 4 of 12" in run(str(folder.path)).output
+    assert run(str(folder.path), "--set", "a.b=c").exit_code == 2
+
+
+class Hub(ThreadingHTTPServer):
+    """Serves files as one model repository."""
+
+    def __init__(self, files: dict[str, bytes]) -> None:
+        super().__init__(("127.0.0.1", 0), Handler)
+        self.files, self.sent = files, 0
+
+
+class Handler(BaseHTTPRequestHandler):
+    server: Hub
+
+    def log_message(self, *_: object) -> None:
+        return
+
+    def do_HEAD(self) -> None:
+        self.do_GET()
+
+    def do_GET(self) -> None:
+        name = self.path.partition("?")[0].rpartition("/")[2]
+        content = self.server.files.get(name)
+        if content is None:
+            self.send_error(404)
+            return
+        part, status = content, 200
+        if requested := self.headers.get("Range"):
+            first, _, last = requested.removeprefix("bytes=").partition("-")
+            part, status = content[int(first) : int(last) + 1 if last else None], 206
+        self.send_response(status)
+        headers = {"Content-Length": str(len(part)), "ETag": '"e"', "X-Repo-Commit": "c0ffee" + "0" * 34}
+        for key, text in headers.items():
+            self.send_header(key, text)
+        self.end_headers()
+        if self.command != "HEAD":
+            self.wfile.write(part)
+            self.server.sent += len(part)
+
+
+@pytest.fixture
+def hub(tmp_path: Path) -> Iterator[Hub]:
+    pytest.importorskip("huggingface_hub")
+    pytest.importorskip("torch")
+    from tiny_models import save_tiny
+
+    folder = save_tiny(tmp_path / "m", "qwen3", vocab_size=4096, hidden_size=256)
+    server = Hub({name: (folder / name).read_bytes() for name in ("config.json", "model.safetensors")})
+    thread = threading.Thread(target=server.serve_forever, daemon=True)
+    thread.start()
+    yield server
+    server.shutdown()
+    server.server_close()
+    thread.join()
+
+
+def test_a_hub_model_is_planned_from_its_config_and_headers_without_its_weights(hub: Hub, tmp_path: Path) -> None:
+    env = {
+        **{key: value for key, value in os.environ.items() if not key.startswith(("HF_", "HUGGING"))},
+        "HF_ENDPOINT": f"http://127.0.0.1:{hub.server_address[1]}",
+        "HF_HOME": str(tmp_path / "hub"),
+        "HF_HUB_DISABLE_TELEMETRY": "1",
+        "NO_PROXY": "127.0.0.1",
+    }
+    words = ["plan", "quickstart", "--set", "model.name=some/model", "--json"]
+    code = f"from ssd_lite.cli import main; main({words!r})"
+    done = subprocess.run([sys.executable, "-c", code], env=env, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    value = json.loads(done.stdout)
+    assert "shape from the Hub" in value["notes"]
+    assert "base model" in {entry["what"] for entry in value["disk"]}
+    assert hub.sent < len(hub.files["model.safetensors"]) / 4
+
+
+def test_a_hub_model_that_cannot_be_reached_is_refused(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    hub = pytest.importorskip("huggingface_hub")
+    monkeypatch.setattr(hub.constants, "HF_HUB_OFFLINE", True)
+    monkeypatch.setattr(hub.constants, "HF_HUB_CACHE", str(tmp_path / "hub"))
+    result = run("quickstart", "--set", "model.name=some/model")
+    assert result.exit_code == 2
+    assert "config.json cannot be had" in result.output

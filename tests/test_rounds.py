@@ -1,0 +1,149 @@
+"""Rounds: what a round's recipe is, when they stop, which is best, and three of them end to end on a tiny model."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from evaluated_run import make_run
+from tiny_models import packaged_source, save_tiny, shared_cache
+
+from ssd_lite.recipe_file import differences
+from ssd_lite.records import Sample, SamplingSettings
+from ssd_lite.stages.round_numbers import best_round, changes, numbers, reason_to_stop
+from ssd_lite.stages.rounds import round_recipe
+from ssd_lite.stages.rounds_section import rounds_section, rounds_table
+
+LAW = SamplingSettings(0.6, 20, 0.8, 0.0, 64)
+
+
+def one_round(name: str, rate: float, vocabulary: int, seed: int, problems: int = 60) -> dict[str, Any]:
+    """A round whose samples pass at a rate and draw their words from so many."""
+    draw = np.random.default_rng(seed)
+    rows, samples = [], []
+    for i in range(problems):
+        passed = int(draw.binomial(4, rate))
+        rows.append({"problem_id": f"p{i}", "difficulty": None, "n": 4, "passed": passed})
+        for index in range(4):
+            text = " ".join(f"w{word}" for word in draw.integers(0, vocabulary, 12))
+            samples.append(Sample(f"p{i}", index, (1,), (2,), text, "stop", 0.5, 0, LAW, "hf", "0", survivors=2.0))
+    mean = float(np.mean([row["passed"] for row in rows])) / 4
+    report = {
+        "per_problem": rows,
+        "pass_at_k": {"1": {"mean": mean, "low": mean, "high": mean}},
+        "mean_tokens": 10.0,
+        "no_code_rate": 0.1,
+        "cap_rate": 0.0,
+    }
+    return numbers(name, report, samples, 0)
+
+
+def test_a_round_starts_from_the_merged_model_with_other_draws_and_the_same_evaluation(tmp_path: Path) -> None:
+    run = make_run(tmp_path / "r", tuned_t=1.1)
+    third = round_recipe(run.recipe, run, 3)
+    changed = {line.partition(":")[0] for line in differences(run.recipe, third)}
+    assert changed == {"name", "model.name", "sample.seed", "train.seed", "evaluate.base.temperature"}
+    assert Path(third.model.name) == run.merged.absolute()
+    assert (third.sample.seed, third.train.seed) == (2, 2)
+    assert third.evaluate.base == third.evaluate.tuned == run.recipe.evaluate.tuned
+    assert third.rounds == 1
+
+
+@pytest.mark.parametrize(
+    ("rate", "vocabulary", "words"),
+    [(0.5, 40, None), (0.2, 40, "pass@1 fell"), (0.5, 6, "distinct_2 fell"), (0.9, 400, None)],
+)
+def test_a_fall_beyond_its_interval_stops(rate: float, vocabulary: int, words: str | None) -> None:
+    change = changes(one_round("1", 0.5, 40, 1), one_round("2", rate, vocabulary, 2), 0)
+    reason = reason_to_stop(change)
+    assert (reason is None) is (words is None)
+    assert words is None or (reason is not None and words in reason)
+
+
+def test_self_bleu_stops_where_it_rises() -> None:
+    assert reason_to_stop({"self_bleu": {"mean": 0.1, "low": 0.02, "high": 0.2}}) is not None
+    assert reason_to_stop({"self_bleu": {"mean": -0.1, "low": -0.2, "high": -0.02}}) is None
+    assert reason_to_stop({"pass@1": {"mean": -0.1, "low": -0.2, "high": 0.01}}) is None
+
+
+def test_the_best_round_is_the_first_of_equals() -> None:
+    low, high = one_round("base", 0.2, 40, 1), one_round("1", 0.8, 40, 2)
+    assert best_round([low, high, {**high, "round": "2"}]) == "1"
+    assert best_round([high, low]) == "1"
+
+
+def test_rounds_are_shown_with_their_ending(tmp_path: Path) -> None:
+    one = {key: value for key, value in one_round("base", 0.5, 40, 1).items() if key not in ("per_problem", "rates")}
+    result = {
+        "rounds": [one, {**one, "round": "1"}],
+        "changes": [],
+        "stopped": None,
+        "best": "1",
+        "warning": "Take <care>.",
+    }
+    assert "All 1 rounds were run. Best pass@k: round 1." in rounds_table(result)
+    assert rounds_section(tmp_path) == ""
+    (tmp_path / "rounds.json").write_text(json.dumps({**result, "stopped": "stopped after round 2: distinct_2 fell"}))
+    page = rounds_section(tmp_path)
+    assert "Stopped after round 2: distinct_2 fell." in page
+    assert "Take &lt;care&gt;." in page
+
+
+SMALL = (
+    "threads=1",
+    "model.gguf_type=f16",
+    "problems.train_limit=3",
+    "problems.evaluate_limit=6",
+    "sample.max_new_tokens=8",
+    "curate.cut_off=keep",
+    "curate.drop_stubs=false",
+    "train.gradient_accumulation_steps=1",
+    "train.max_length=600",
+    "evaluate.n=2",
+    "evaluate.k=[1]",
+    "evaluate.max_new_tokens=8",
+    "export.types=[f16]",
+)
+
+
+@pytest.mark.slow
+def test_three_rounds_killed_in_the_second_and_gone_on_with(tmp_path: Path) -> None:
+    packaged_source()
+    model, out = save_tiny(tmp_path / "tiny", "llama"), tmp_path / "r"
+    environment = {**os.environ, "SSD_LITE_CACHE": str(shared_cache())}
+    words = [part for setting in (*SMALL, f"model.name={model}", "rounds=3") for part in ("--set", setting)]
+    command = [sys.executable, "-m", "ssd_lite", "run", "quickstart", "--out", str(out), *words]
+    process = subprocess.Popen(command, env=environment, stdout=subprocess.DEVNULL)
+    while process.poll() is None and not (out / "rounds" / "2" / "adapter").exists():
+        time.sleep(0.02)
+    process.send_signal(signal.SIGKILL)
+    process.wait()
+    time.sleep(1.0)  # the kernel ends the orphaned stage
+    done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=400)
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert "are unpublished" in done.stdout
+    result = json.loads((out / "rounds.json").read_text())
+    rounds = [one["round"] for one in result["rounds"]]
+    assert rounds == ["base", "1", "2", "3"] or result["stopped"] is not None
+    second = out / "rounds" / "2"
+    # The base arm of round 2 is the tuned arm of round 1, taken and not sampled again.
+    assert (second / "evaluations" / "base" / "samples.jsonl").read_bytes() == (
+        out / "evaluations" / "tuned" / "samples.jsonl"
+    ).read_bytes()
+    assert json.loads((second / "manifest.json").read_text())["model"]["name"] == str(out / "merged")
+    assert (out / "samples.jsonl").read_text() != (second / "samples.jsonl").read_text()
+    assert "<h2>Rounds</h2>" in (out / "report.html").read_text()
+    page = (out / "report.html").stat().st_mtime
+    again = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=100)
+    assert "] sample" not in again.stdout
+    assert (out / "report.html").stat().st_mtime == page
+    shutil.rmtree(out)  # some 100 MB, made here
