@@ -16,6 +16,7 @@ from ssd_lite.plan.shapes import Shape, from_config, packaged_shape
 from ssd_lite.recipe import Train
 from ssd_lite.recipe_file import load_recipe, packaged_recipes
 from ssd_lite.stages.plan import find_model, load_of
+from ssd_lite.stages.plan_words import time_words
 
 ROOT = Path(__file__).resolve().parents[1]
 DATA = ROOT / "tests" / "data"
@@ -113,7 +114,7 @@ def recipe_plans() -> dict[str, dict[str, Plan]]:
 
 def recipes_table() -> str:
     lines = [
-        "| recipe | card | fits | sample | train | evaluate | host | disk | hours: sample, train, evaluate |",
+        "| recipe | card | fits | sample | train | evaluate | host | disk | time: sample, train, evaluate |",
         "|---|---|---|---|---|---|---|---|---|",
     ]
     for name, plans in recipe_plans().items():
@@ -122,16 +123,11 @@ def recipes_table() -> str:
                 continue  # months
             stages = [plan.stages[stage] for stage in ("sample", "train", "evaluate")]
             peaks = " | ".join(gib(stage.gpu_peak_bytes) if stage.gpu_peak_bytes else "-" for stage in stages)
-            hours = ", ".join(f"{hour(stage.seconds[0])} to {hour(stage.seconds[1])}" for stage in stages)
+            times = ", ".join(" to ".join(map(time_words, stage.seconds)) for stage in stages)
             fits = "yes" if plan.fits else "**no**"
             sizes = f"{gib(plan.host_peak_bytes)} | {gib(plan.disk_peak_bytes)}"
-            lines.append(f"| `{name}` | {key} | {fits} | {peaks} | {sizes} | {hours} |")
+            lines.append(f"| `{name}` | {key} | {fits} | {peaks} | {sizes} | {times} |")
     return "\n".join(lines)
-
-
-def hour(seconds: float) -> str:
-    hours = seconds / 3600
-    return f"{hours:,.0f}" if hours >= 10 else f"{hours:.1f}" if hours >= 0.1 else f"{hours:.2f}"
 
 
 TABLES = {

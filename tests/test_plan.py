@@ -12,10 +12,11 @@ from plan_tables import measured_cases, planned_bytes, planned_for, published
 
 from ssd_lite.errors import UserError
 from ssd_lite.plan import disk, sampling_memory, training_memory
-from ssd_lite.plan.advice import make_it_fit
+from ssd_lite.plan.advice import larger_batches, make_it_fit, with_changes
 from ssd_lite.plan.cards import CPU, Machine, cards, machine
 from ssd_lite.plan.estimate import Limits, Model, Plan
 from ssd_lite.plan.estimate import plan as estimate
+from ssd_lite.plan.prompt_sets import prompts_of
 from ssd_lite.plan.shapes import Shape, from_config, packaged_shape, packaged_shapes
 from ssd_lite.plan.work import Decoding, Load, Prompts, decoding_seconds, optimiser_steps, training_flops_per_token
 from ssd_lite.recipe import Recipe, Train
@@ -69,6 +70,17 @@ def test_a_shape_counts_what_transformers_makes(kind: str, tmp_path: Path) -> No
 
     folder = ModelFolder(save_tiny(tmp_path / kind, kind, tie_word_embeddings=kind == "qwen2"))
     assert from_config(folder.config, kind).parameters == folder.parameter_count
+
+
+@pytest.mark.parametrize("kind", ["mistral", "olmo2", "olmo3", "arcee", "granite", "smollm3", "seed_oss"])
+def test_other_families_are_counted_too(kind: str) -> None:
+    transformers = pytest.importorskip("transformers")
+    config = transformers.AutoConfig.for_model(
+        kind, vocab_size=100, hidden_size=64, intermediate_size=96, num_hidden_layers=2, num_attention_heads=4,
+        num_key_value_heads=2, head_dim=16, pad_token_id=0, bos_token_id=1, eos_token_id=2,
+    )  # fmt: skip
+    made = sum(p.numel() for p in transformers.AutoModelForCausalLM.from_config(config).parameters())
+    assert from_config(config.to_dict(), kind).parameters == made
 
 
 def test_a_mixture_of_experts_and_a_config_that_says_nothing_are_refused() -> None:
@@ -201,6 +213,18 @@ def test_a_recipe_that_fits_is_left_as_it_is() -> None:
     assert make_it_fit(first, replan(machine("rtx4090"))) == (first, {})
 
 
+def test_room_on_a_large_card_goes_to_larger_batches() -> None:
+    first, again = planned(load_recipe("qwen3-4b-instruct-qlora-24gb"), "h200"), replan(machine("h200"))
+    room = larger_batches(first, again)
+    assert room["sample.batch_size"] > first.recipe.sample.batch_size
+    larger = again(with_changes(first.recipe, room))
+    assert larger.fits
+    assert larger.seconds[1] < first.seconds[1]
+    assert not again(with_changes(first.recipe, {"sample.batch_size": 2 * room["sample.batch_size"]})).fits
+    assert larger_batches(planned(first.recipe), replan(machine("rtx4090"))) == {}
+    assert larger_batches(planned(first.recipe, CPU), replan(CPU)) == {}
+
+
 def test_host_disk_and_context_count_too() -> None:
     recipe = load_recipe("qwen3-4b-instruct-qlora-24gb")
     plan = planned(recipe, limits=Limits(ram_bytes=10 * 10**9, disk_bytes=20 * 10**9))
@@ -227,8 +251,20 @@ def test_the_disk_holds_three_checkpoints_for_a_moment_and_the_exact_gguf_while_
     assert found["q8_0, q4_k_m"].passing == 2 * shape.parameters
     asked = load_recipe("qwen3-4b-instruct-qlora-24gb", ["export.types=[bf16, q8_0]"])
     assert {entry.what: entry for entry in planned(asked).disk}["bf16, q8_0"].passing == 0
+    other = load_recipe("qwen3-4b-instruct-qlora-24gb", ["export.types=[f16, q8_0]"])
+    assert {entry.what: entry for entry in planned(other).disk}["f16, q8_0"].passing == 2 * shape.parameters
     assert "base as f16 GGUF" not in found  # transformers samples on a card
     assert "base as f16 GGUF" in {entry.what for entry in planned(recipe, CPU).disk}
+
+
+def test_rounds_take_their_time_and_stay_on_the_disk() -> None:
+    one = planned(load_recipe("qwen3-4b-instruct-qlora-24gb"))
+    three = planned(load_recipe("qwen3-4b-instruct-qlora-24gb", ["rounds=3"]))
+    assert three.stages["train"].seconds[1] == pytest.approx(3 * one.stages["train"].seconds[1])
+    assert three.stages["evaluate"].seconds[1] == pytest.approx(2 * one.stages["evaluate"].seconds[1])
+    assert three.gpu_peak_bytes == one.gpu_peak_bytes
+    more = three.disk_peak_bytes - one.disk_peak_bytes
+    assert more >= 2 * 2 * shape_of().parameters  # two more merged models at the least
 
 
 def test_operations_of_a_token() -> None:
@@ -274,6 +310,33 @@ def test_the_quickstart_took_as_long_as_planned() -> None:
     for stage, measured in {"sample": (67, 68), "train": (110, 114), "evaluate": (244, 325)}.items():
         low, high = plan.stages[stage].seconds
         assert low < measured[0] <= measured[1] < high
+
+
+def test_the_disk_of_a_whole_small_run() -> None:
+    """docs/plan.md: all files of run and cache at once, added up every 30 ms; the run also drew the samples' text."""
+    recipe = load_recipe(
+        "quickstart",
+        ["problems.train_limit=16", "problems.evaluate_limit=4", "train.save_steps=1", "train.max_steps=4"],
+    )
+    plan = estimate(recipe, find_model(recipe)[0], load_of(recipe, 85), CPU)
+    assert plan.disk_peak_bytes == pytest.approx(2_151_879_363, rel=0.05)
+    found = {entry.what: entry.bytes for entry in plan.disk}
+    for what, measured in {"checkpoints": 118_083_419, "adapter": 19_598_609, "merged model": 539_615_445}.items():
+        assert found[what] == pytest.approx(measured, rel=0.02)
+
+
+def test_prompts_of_the_starter_set_are_as_long_as_counted() -> None:
+    from tiny_models import packaged_folder
+
+    from ssd_lite.engines.tokenizer import ChatTokenizer
+    from ssd_lite.problems.named import load_problems
+
+    tokenizer = ChatTokenizer.load(packaged_folder(), None)
+    for role in ("train", "evaluate"):
+        lengths = [len(tokenizer.render(p.messages)[1]) for p in load_problems("starter", role=role).problems]  # type: ignore[arg-type]
+        counted = prompts_of("starter", role, None)
+        assert (counted.count, counted.longest) == (len(lengths), max(lengths))
+        assert counted.mean == pytest.approx(sum(lengths) / len(lengths), abs=0.6)
 
 
 def test_cards_are_found_by_name_and_an_unknown_one_is_answered_with_the_nearest() -> None:

@@ -77,6 +77,16 @@ def test_what_does_not_fit_is_answered_with_keys_and_a_recipe_that_fits(tmp_path
     assert "is there already" in again.output
 
 
+def test_a_tight_fit_and_long_sampling_are_told() -> None:
+    tight = run("qwen3-4b-instruct-qlora-24gb", "--gpu", "a10").output
+    assert "less than a tenth of the card to spare" in tight
+    roomy = run("qwen3-4b-instruct-qlora-24gb", "--gpu", "h200").output
+    assert "It fits.\n" in roomy
+    assert "There is room for larger batches" in roomy
+    assert "Most of the time goes into sampling" in roomy
+    assert "Most of the time" not in run("quickstart", "--gpu", "l4").output
+
+
 def test_money_only_where_a_price_was_named() -> None:
     assert "cost" not in run("quickstart", "--gpu", "l4").output
     assert value_of("quickstart", "--gpu", "l4")["cost"] is None

@@ -58,9 +58,21 @@ def written(recipe: Recipe, shape: Shape, kind: str, load: Load, *, llama_cpp: t
         found.append(Written("evaluate", f"tuned as {own_type} GGUF", own, between))
     left = [name for name in types if not (llama_cpp[1] and name == own_type)]
     # engines/gguf_set.py: quantised types come from one exact file, removed after unless it was asked for.
-    passing = exact if any(name not in PLAIN_TYPES for name in left) and not set(types) & set(PLAIN_TYPES) else 0
+    exact_type = "f32" if _base_number(shape, kind) == 4 else "bf16"
+    passing = exact if exact_type not in types and any(name not in PLAIN_TYPES for name in left) else 0
+    found += _further_rounds(recipe, found, own if llama_cpp[0] else 0)
     found.append(Written("export", ", ".join(types), sum(gguf_bytes(shape, name) for name in left), passing))
     return [entry for entry in found if entry.bytes or entry.passing]
+
+
+def _further_rounds(recipe: Recipe, first: list[Written], gguf: int) -> list[Written]:
+    """Every round stays: what the first wrote from sampling to evaluating, the base apart."""
+    if recipe.rounds == 1:
+        return []
+    again = [entry for entry in first if not entry.what.startswith("base")]
+    size = sum(entry.bytes for entry in again) + gguf
+    most = max(entry.passing for entry in first)
+    return [Written("rounds", f"rounds 2 to {recipe.rounds}", (recipe.rounds - 1) * size, most)]
 
 
 def high_water_mark(entries: list[Written]) -> int:

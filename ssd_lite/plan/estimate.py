@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from ssd_lite.plan import sampling_memory as sampling
 from ssd_lite.plan import training_memory as training
@@ -37,6 +37,7 @@ class StagePlan:
     terms: Terms
     tokens: Range | None
     seconds: Range
+    completions: int = 0
 
 
 @dataclass(frozen=True)
@@ -90,10 +91,20 @@ def plan(recipe: Recipe, model: Model, load: Load, machine: Machine, limits: Lim
         "evaluate": _decoding(recipe, model.shape, load, machine, _evaluate_work(recipe, load, engines[1]), passes=2),
         "export": _exporting(recipe, model.shape),
     }
+    stages = {name: _in_rounds(stage, name, recipe.rounds) for name, stage in stages.items()}
     on_llama = (engines[0] == "llama_cpp", engines[1] == "llama_cpp")
     disk = tuple(written(recipe, model.shape, model.kind, load, llama_cpp=on_llama))
     reasons = _reasons(recipe, model.shape, stages, machine, limits, high_water_mark(list(disk)))
     return Plan(recipe, machine, stages, disk, tuple(reasons))
+
+
+def _in_rounds(stage: StagePlan, name: str, rounds: int) -> StagePlan:
+    """Tokens and time of all rounds: later ones have the base's answers already; only the best is exported."""
+    if rounds == 1:
+        return stage
+    times = {"evaluate": (rounds + 1) / 2, "export": 2.0}.get(name, float(rounds))
+    tokens = None if stage.tokens is None else (times * stage.tokens[0], times * stage.tokens[1])
+    return replace(stage, tokens=tokens, seconds=(times * stage.seconds[0], times * stage.seconds[1]))
 
 
 def row_tokens(recipe: Recipe, prompts: Prompts) -> int:
@@ -139,6 +150,7 @@ def _decoding(recipe: Recipe, shape: Shape, load: Load, machine: Machine, todo: 
         terms,
         (passes * tokens[0], passes * tokens[1]),
         (passes * (seconds[0] + loading[0]), passes * (seconds[1] + loading[1])),
+        todo.completions,
     )
 
 
@@ -181,7 +193,7 @@ def _reasons(
 ) -> list[tuple[str, str]]:
     """(stage or resource, why) for all that does not fit."""
     found = [
-        (name, f"{name} needs {gib(stage.gpu_peak_bytes)} of the card's {gib(machine.memory_bytes)}")
+        (name, f"{name} needs {_exact(stage.gpu_peak_bytes)} of the card's {_exact(machine.memory_bytes)} GiB")
         for name, stage in stages.items()
         if machine.on_card and stage.gpu_peak_bytes > machine.memory_bytes
     ]
@@ -196,6 +208,10 @@ def _reasons(
     if limits.disk_bytes is not None and disk > limits.disk_bytes:
         found.append(("disk", f"the run puts {gib(disk)} on the disk, which has {gib(limits.disk_bytes)}"))
     return found
+
+
+def _exact(size: int) -> str:
+    return f"{size / 2**30:.2f}"
 
 
 def gib(size: float) -> str:

@@ -38,7 +38,7 @@ def hf_terms(shape: Shape, batch: int, prompt: int, length: int, *, on_card: boo
     """
     number = 2 if on_card else 4
     cache = batch * length * shape.kv_numbers_per_token * number
-    prefill = batch * prompt * number * (3 * shape.intermediate + 4 * shape.hidden)
+    prefill = batch * prompt * number * (3 * shape.intermediate + 4 * shape.hidden + 2 * shape.query_width)
     variable = cache + max(prefill, cache // shape.layers) + 4 * 4 * batch * shape.vocabulary
     return {
         "weights": shape.parameters * number,

@@ -19,6 +19,8 @@ HF_LAYER_S, LLAMA_LAYER_S = (0.3e-3, 1.0e-3), (0.01e-3, 0.05e-3)
 CPU_SHARE, CPU_DECODE_SHARE = (0.6, 1.3), (0.35, 0.8)
 # Mean completion as a share of the token cap: 0.38 and 0.41 in the quickstart (docs/results.md).
 MEAN_SHARE = (0.2, 0.6)
+# transformers' cache grows by copying: it is read, written and read again in each step.
+HF_CACHE_PASSES = 3
 LONGEST_OF_A_BATCH = (1.5, 3.0)
 LOAD_BYTES_PER_S = (0.5e9, 2e9)
 MERGE_BYTES_PER_S, EXPORT_WEIGHTS_PER_S = (0.1e9, 0.4e9), (30e6, 200e6)
@@ -120,8 +122,8 @@ def decoding_tokens(work: Decoding, load: Load) -> Range:
 def decoding_seconds(work: Decoding, shape: Shape, load: Load, machine: Machine) -> Range:
     """Low and high seconds to draw all completions.
 
-    A step reads the weights and the cache once, or computes, whichever takes longer, and starts its kernels. hf waits
-    for the longest completion of a batch: 1.5 to 3 times the mean. llama.cpp replaces one that ends.
+    A step reads the weights and the cache, or computes, whichever takes longer, and starts its kernels. hf waits for
+    the longest completion of a batch: 1.5 to 3 times the mean. llama.cpp replaces one that ends.
     """
     means = load.completion(work.cap)
     if work.engine == "hf":
@@ -148,7 +150,8 @@ def _step_seconds(work: Decoding, shape: Shape, machine: Machine, slots: int, me
     which = 1 if best else 0
     layer = HF_LAYER_S if work.engine == "hf" else LLAMA_LAYER_S
     compute_share = (PREFILL_SHARE if machine.on_card else CPU_DECODE_SHARE)[which]
-    reading = (weights + cache) / (machine.bandwidth * BANDWIDTH_SHARE[which])
+    passes = HF_CACHE_PASSES if work.engine == "hf" else 1
+    reading = (weights + passes * cache) / (machine.bandwidth * BANDWIDTH_SHARE[which])
     computing = 2 * shape.parameters * slots / (machine.flops * compute_share)
     starting = shape.layers * layer[1 - which] if machine.on_card else 0.0
     return max(reading, computing) + starting

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from ssd_lite.errors import UserError
-from ssd_lite.plan.advice import Changes, make_it_fit
+from ssd_lite.plan.advice import Changes, larger_batches, make_it_fit
 from ssd_lite.plan.cards import CPU, Machine, cards, machine
 from ssd_lite.plan.estimate import Limits, Model, Plan
 from ssd_lite.plan.estimate import plan as estimate
@@ -33,11 +33,15 @@ class Question:
 
 @dataclass(frozen=True)
 class Answered:
-    """A plan, the changes that make it fit (None where none do), the same on every card, and what was guessed."""
+    """A plan, the changes that make it fit (None where none do), the same on every card, and what was guessed.
+
+    `room` holds the larger batches that would fit too.
+    """
 
     plan: Plan
     price: float | None
     changes: Changes | None
+    room: Changes
     others: dict[str, Plan]
     notes: tuple[str, ...]
 
@@ -69,8 +73,11 @@ def answer(recipe: Recipe, found: tuple[Model, str], load: Load, question: Quest
     if recipe.evaluate.guard:
         notes.append("guard sets are not counted")
     if recipe.rounds > 1:
-        notes.append(f"one of {recipe.rounds} rounds")
-    return Answered(made, question.price, changes if fitting else None, others, tuple(filter(None, notes)))
+        notes.append(
+            f"all {recipe.rounds} rounds are counted, but not the export of the best one; they may stop before"
+        )
+    room = larger_batches(made, again)
+    return Answered(made, question.price, changes if fitting else None, room, others, tuple(filter(None, notes)))
 
 
 def _limits(on: Machine, question: Question) -> Limits:

@@ -10,6 +10,9 @@ from ssd_lite.plan.work import Range
 from ssd_lite.recipe_file import dump_recipe
 from ssd_lite.stages.plan import WORDS, Answered
 
+# Where a word on room or on time is due: share of the card, seconds, share of the time.
+TIGHT, LONG_S, MOST = 0.9, 24 * 3600, 0.7
+
 
 def as_json(answered: Answered, measured: dict[str, Any] | None = None) -> dict[str, Any]:
     """Bytes, hours [low, high], money [low, high] or null; `changes` null where no change of keys makes it fit."""
@@ -22,6 +25,7 @@ def as_json(answered: Answered, measured: dict[str, Any] | None = None) -> dict[
         "fits": plan.fits,
         "reasons": [why for _, why in plan.reasons],
         "changes": answered.changes,
+        "room": answered.room,
         "stages": {name: _stage(stage, answered.price) for name, stage in plan.stages.items()},
         "gpu_peak_bytes": plan.gpu_peak_bytes,
         "host_peak_bytes": plan.host_peak_bytes,
@@ -80,7 +84,7 @@ def as_text(answered: Answered, measured: dict[str, Any] | None = None) -> str:
 
 def _table(answered: Answered) -> list[str]:
     plan, price = answered.plan, answered.price
-    head = f"{'stage':10}{'card':>11}{'host':>11}{'tokens':>18}{'hours':>16}" + (f"{'cost':>18}" if price else "")
+    head = f"{'stage':10}{'card':>11}{'host':>11}{'tokens':>18}{'time':>19}" + (f"{'cost':>18}" if price else "")
     rows = [head]
     for name, stage in plan.stages.items():
         card = gib(stage.gpu_peak_bytes) if stage.gpu_peak_bytes else "-"
@@ -92,26 +96,34 @@ def _table(answered: Answered) -> list[str]:
 
 
 def _times(seconds: Range, price: float | None) -> str:
-    low, high = _hours(seconds)
-    text = f"{f'{_short(low)} - {_short(high)}':>16}"
+    low, high = map(time_words, seconds)
+    text = f"{f'{low} - {high}':>19}"
     money = _cost(seconds, price)
     return text if money is None else text + f"{f'{money[0]:.2f} - {money[1]:.2f}':>18}"
 
 
-def _short(hours: float) -> str:
-    return f"{hours:.0f}" if hours >= 10 else f"{hours:.2f}"
+def time_words(seconds: float) -> str:
+    """`40 s`, `12 min`, `3.4 h`, `215 h`."""
+    if seconds < 90:
+        return f"{seconds:.0f} s"
+    if seconds < 5400:
+        return f"{seconds / 60:.0f} min"
+    return f"{seconds / 3600:.1f} h" if seconds < 36_000 else f"{seconds / 3600:,.0f} h"
 
 
 def _count(tokens: float) -> str:
+    if tokens < 10_000:
+        return f"{tokens:.0f}"
     return f"{tokens / 1e6:.1f}M" if tokens >= 1e6 else f"{tokens / 1e3:.0f}k"
 
 
 def _measured_line(stage: str, found: dict[str, Any]) -> str:
     if found["done"]:
-        return f"measured: {stage} took {found['hours']:.2f} h"
+        return f"measured: {stage} took {time_words(3600 * found['hours'])}"
+    left, whole = (time_words(3600 * found[key]) for key in ("hours_left", "hours"))
     return (
         f"measured: {stage} is at step {found['steps']} of {found['steps_in_all']}, {found['seconds_per_step']:.1f} s "
-        f"each, {found['tokens_per_s']:.0f} tok/s: {found['hours_left']:.2f} h left, {found['hours']:.2f} h in all"
+        f"each, {found['tokens_per_s']:.0f} tok/s: {left} left, {whole} in all"
     )
 
 
@@ -120,12 +132,31 @@ def _verdict(answered: Answered) -> list[str]:
     cards = [key for key, other in answered.others.items() if other.fits]
     everywhere = f"Cards on which it fits: {', '.join(cards) or 'none of those known'}."
     if plan.fits:
-        return ["It fits.", everywhere]
+        return [*_fitting(answered), everywhere]
     lines = [f"It does not fit: {why}." for _, why in plan.reasons]
     if answered.changes is None:
         return [*lines, "No change of its keys makes it fit.", everywhere]
-    words = " ".join(f"--set {key}={_yaml(value)}" for key, value in answered.changes.items())
-    return [*lines, f"It fits with: {words}", everywhere]
+    return [*lines, f"It fits with: {_settings(answered.changes)}", everywhere]
+
+
+def _fitting(answered: Answered) -> list[str]:
+    plan = answered.plan
+    lines = ["It fits."]
+    if plan.machine.on_card and plan.gpu_peak_bytes > TIGHT * plan.machine.memory_bytes:
+        lines = ["It fits, with less than a tenth of the card to spare: it may not in truth."]
+    if answered.room:
+        lines.append(f"There is room for larger batches, which take less time: {_settings(answered.room)}")
+    decoding = sum(plan.stages[stage].seconds[1] for stage in ("sample", "evaluate"))
+    if plan.seconds[1] > LONG_S and decoding > MOST * plan.seconds[1]:
+        lines.append(
+            "Most of the time goes into sampling: a problems.train_limit, a smaller evaluate.n, lower caps or larger "
+            "batches shorten it."
+        )
+    return lines
+
+
+def _settings(changes: dict[str, Any]) -> str:
+    return " ".join(f"--set {key}={_yaml(value)}" for key, value in changes.items())
 
 
 def _yaml(value: Any) -> str:
