@@ -9,6 +9,7 @@ import signal
 import subprocess
 import sys
 import time
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -20,7 +21,7 @@ from tiny_models import packaged_source, save_tiny, shared_cache
 from ssd_lite.recipe_file import differences
 from ssd_lite.records import Sample, SamplingSettings
 from ssd_lite.stages.round_numbers import best_round, changes, numbers, reason_to_stop
-from ssd_lite.stages.rounds import round_recipe
+from ssd_lite.stages.rounds import _reason, round_recipe
 from ssd_lite.stages.rounds_section import rounds_section, rounds_table
 
 LAW = SamplingSettings(0.6, 20, 0.8, 0.0, 64)
@@ -67,6 +68,18 @@ def test_a_fall_beyond_its_interval_stops(rate: float, vocabulary: int, words: s
     reason = reason_to_stop(change)
     assert (reason is None) is (words is None)
     assert words is None or (reason is not None and words in reason)
+
+
+def test_a_slow_fall_of_small_steps_is_seen_against_round_1() -> None:
+    """No step of these falls beyond its interval, all of them together do."""
+    found = [one_round(name, rate, 40, seed) for seed, (name, rate) in enumerate(STEPS)]
+    made = [changes(a, b, 0) for a, b in pairwise(found)]
+    assert all(reason_to_stop(change) is None for change in made)
+    assert _reason(found[:3], made[:2], 2, 0) is None
+    assert "against round 1 pass@1 fell" in str(_reason(found, made, 4, 0))
+
+
+STEPS = (("base", 0.6), ("1", 0.6), ("2", 0.57), ("3", 0.52), ("4", 0.46))
 
 
 def test_self_bleu_stops_where_it_rises() -> None:

@@ -43,9 +43,8 @@ def run_rounds(run: RunFolder, count: int, *, say: Say, stdout: int | None = Non
             run_stages(inner, _stages(inner), asked, say=say, stdout=stdout)
             found.append(_numbers(str(number), inner, "tuned", seed))
             made.append(changes(found[-2], found[-1], seed))
-            before, reason = inner, reason_to_stop(made[-1])
-            if reason is not None:
-                stopped = f"stopped after round {number}: {reason}"
+            before, stopped = inner, _reason(found, made, number, seed)
+            if stopped is not None:
                 break
         result = _result(found, made, stopped)
         if result["best"] not in ("base", "1"):
@@ -62,6 +61,15 @@ def _write(run: RunFolder, result: dict[str, Any]) -> None:
     if not file.is_file() or json.loads(file.read_text(encoding="utf-8")) != result:
         write_json(file, result)
     report(run)
+
+
+def _reason(found: Sequence[Numbers], made: Sequence[dict[str, Any]], number: int, seed: int) -> str | None:
+    """Why the rounds end here, or None. Round 1 is looked at too, or a slow fall of small steps would never stop."""
+    for other, change in ((number - 1, made[-1]), (1, changes(found[1], found[-1], seed))):
+        reason = reason_to_stop(change)
+        if reason is not None:
+            return f"stopped after round {number}: against round {other} {reason}"
+    return None
 
 
 def _result(found: Sequence[Numbers], made: Sequence[dict[str, Any]], stopped: str | None) -> dict[str, Any]:
