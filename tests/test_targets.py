@@ -71,6 +71,11 @@ def test_a_completion_that_the_laws_cannot_have_given_is_noticed() -> None:
     assert not targets.hold(drawn[:4])
 
 
+def test_a_law_of_no_numbers_is_refused_when_it_comes_up() -> None:
+    with pytest.raises(ValueError, match="no token survives"):
+        TargetsBuilder().add(np.array([3, 4]), np.array([np.nan, np.nan]))
+
+
 def test_what_a_kill_left_behind_is_cut_and_damage_is_named(tmp_path: Path) -> None:
     file = tmp_path / "targets" / "t.bin"
     with SpanFile(file, []) as spans:

@@ -9,7 +9,6 @@ from dataclasses import dataclass
 import numpy as np
 import numpy.typing as npt
 
-MAX_SURVIVORS = 2**16 - 1
 _BYTES_A_POSITION, _BYTES_A_SURVIVOR = 2, 8
 
 
@@ -74,8 +73,13 @@ class TargetsBuilder:
         self._probs: list[npt.NDArray[np.float64]] = []
 
     def add(self, ids: npt.NDArray[np.int64], probs: npt.NDArray[np.float64]) -> None:
-        """The law of the next position: ids and probs [k], most likely first, zero where cut."""
+        """The law of the next position: ids and probs [k], most likely first, zero where cut.
+
+        Raises ValueError for a law without a survivor, which only logits that are no numbers give.
+        """
         count = int((probs > 0).sum())
+        if count == 0:
+            raise ValueError("the model's logits are no numbers: no token survives")
         self._ids.append(ids[:count].copy())
         self._probs.append(probs[:count].copy())
 
