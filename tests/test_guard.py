@@ -27,13 +27,14 @@ from ssd_lite.recipe_measuring import Guard
 from ssd_lite.run_folder import RunFolder
 from ssd_lite.stages import answers
 from ssd_lite.stages.answers import answer, read_samples
-from ssd_lite.stages.evaluate import arm_answering, arm_weights, evaluate
+from ssd_lite.stages.evaluate import arm_answering, evaluate
 from ssd_lite.stages.guard import guard_names
 from ssd_lite.stages.guard_verdict import drops, failure
 from ssd_lite.stages.merge import merge
 from ssd_lite.stages.pipeline import check_machine
 from ssd_lite.stages.report import report, table
 from ssd_lite.stages.sample import sample
+from ssd_lite.stages.weights import base_weights
 
 COUNT = 12
 ENTRY: dict[str, Any] = {
@@ -101,7 +102,7 @@ def what_the_base_says(run: RunFolder, folder: Path, cap: int) -> list[tuple[str
     asked = [(f"Question {number}?", "?") for number in range(2 * COUNT)]
     problems = load_questions(write_questions(folder / "falls.jsonl", asked))
     settings = run.recipe.evaluate.base.settings(cap)
-    how = arm_answering(run.recipe, arm_weights(run, "base"), run.recipe.evaluate.base)
+    how = arm_answering(run.recipe, base_weights(run, "llama_cpp"), run.recipe.evaluate.base)
     answer(problems, type(how)(**{**vars(how), "settings": settings, "n": 1}), folder / "said.jsonl", "ask")
     said = {sample.problem_id: final_text(sample.completion) for sample in read_samples(folder / "said.jsonl")}
     # The ids hold line numbers and fix the seeds, so every line stays; what has no words is asked in vain.

@@ -15,8 +15,9 @@ from ssd_lite.stages.answers import take
 from ssd_lite.stages.arm import Arm, describe
 from ssd_lite.stages.comparison_folder import ComparisonFolder
 from ssd_lite.stages.comparison_plan import BASE, ArmOrder, split, trained_runs
-from ssd_lite.stages.evaluate import arm_answering, arm_weights
+from ssd_lite.stages.evaluate import arm_answering
 from ssd_lite.stages.grade import check_golden
+from ssd_lite.stages.weights import base_weights, tuned_weights
 
 
 def evaluate_arms(folder: ComparisonFolder, orders: Sequence[ArmOrder]) -> list[dict[str, Any]]:
@@ -49,8 +50,11 @@ def problems_of(folder: ComparisonFolder, name: str) -> tuple[list[Problem], dic
 def _evaluate(
     folder: ComparisonFolder, order: ArmOrder, problems: Sequence[Problem], about: dict[str, Any], grader: Grading
 ) -> dict[str, Any]:
+    from ssd_lite.engines.sampler import choose_engine
+
     recipe = folder.recipe
-    model = arm_weights(run_of(folder, order.model), BASE if order.model == BASE else "tuned")
+    run, engine = run_of(folder, order.model), choose_engine(recipe.evaluate.engine)
+    model = base_weights(run, engine) if order.model == BASE else tuned_weights(run, engine)
     n = completions(folder, order.problems)
     how = replace(arm_answering(recipe, model, order.decoding), n=n)
     files = folder.arm(order)

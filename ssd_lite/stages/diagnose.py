@@ -11,11 +11,10 @@ from ssd_lite.problems.named import load_problems
 from ssd_lite.recipe import Recipe
 from ssd_lite.run_folder import RunFolder
 from ssd_lite.stages.answers import Answering, answer, read_samples, take
-from ssd_lite.stages.base_model import base_model
 from ssd_lite.stages.diagnosis_figures import Task, figures
-from ssd_lite.stages.diagnosis_reading import MOST_SAMPLES, Reader, in_drawn_order
+from ssd_lite.stages.diagnosis_reading import MOST_SAMPLES, in_drawn_order
 from ssd_lite.stages.diagnosis_section import page_of
-from ssd_lite.stages.sample import base_weights
+from ssd_lite.stages.weights import Weights, base_weights, model_weights, tuned_weights
 
 REPORT, PAGE = "diagnosis.json", "diagnosis.html"
 
@@ -26,24 +25,20 @@ def diagnose_model(recipe: Recipe, out: Path, limit: int | None = None) -> dict[
     Writes `out`/samples.jsonl, reference.jsonl, diagnosis.json and diagnosis.html. Samples that are there are read
     again; those made otherwise are refused.
     """
-    from ssd_lite.engines.model_source import gguf_file, hf_folder, resolve_model
+    from ssd_lite.engines.model_source import resolve_model
     from ssd_lite.engines.sampler import choose_engine
 
     chosen = load_problems(recipe.problems.train, role="train")
     problems = take(chosen.problems, MOST_SAMPLES if limit is None else limit, recipe.sample.seed)
     source = resolve_model(recipe.model.name, recipe.model.revision)
-    folder, engine = hf_folder(source), choose_engine(recipe.sample.engine)
-    weights, gguf_type = folder, None
-    if engine == "llama_cpp":
-        weights = source.gguf or gguf_file(source, recipe.model.gguf_type, threads=recipe.threads)
-        gguf_type = "as in the file" if source.gguf else recipe.model.gguf_type
-    how = _answering(recipe, Reader(engine, weights, gguf_type, source.weights_sha256, recipe.threads), folder)
+    engine = choose_engine(recipe.sample.engine)
+    base = model_weights(source, engine, recipe.model.gguf_type, recipe.threads)
+    how = _answering(recipe, base)
     answer(problems, how, out / "samples.jsonl", "sample")
     samples = read_samples(out / "samples.jsonl")
     note = f"{chosen.name}, {len(problems)} of {len(chosen.problems)} problems"
-    reader = Reader(engine, weights, gguf_type, source.weights_sha256, recipe.threads)
     reference = recipe.evaluate.base.settings(recipe.sample.max_new_tokens)
-    task = Task(recipe.model.name, out, samples, problems, how, reader, None, None, reference, note)
+    task = Task(recipe.model.name, out, samples, problems, how, base, None, None, reference, note)
     return _write(task, figures(task))
 
 
@@ -53,15 +48,12 @@ def diagnose_run(run: RunFolder, limit: int | None = None) -> dict[str, Any]:
     Writes diagnosis.json and diagnosis.html into the run, and diagnosis/reference.jsonl. Raises UserError before
     `sample` is done.
     """
-    from ssd_lite.engines.model_source import hf_folder
     from ssd_lite.engines.sampler import choose_engine
 
     run.require("sample")
     recipe = run.recipe
-    source, engine = base_model(run), choose_engine(recipe.sample.engine)
-    folder = hf_folder(source)
-    gguf_type = recipe.model.gguf_type if engine == "llama_cpp" else None
-    base = Reader(engine, base_weights(engine, folder, run), gguf_type, source.weights_sha256, recipe.threads)
+    engine = choose_engine(recipe.sample.engine)
+    base = base_weights(run, engine)
     drawn = in_drawn_order(read_samples(run.samples), recipe.sample.seed)
     samples = drawn[: MOST_SAMPLES if limit is None else limit]
     problems = {problem.id: problem for problem in load_problems(recipe.problems.train, role="train").problems}
@@ -76,9 +68,9 @@ def diagnose_run(run: RunFolder, limit: int | None = None) -> dict[str, Any]:
         out,
         samples,
         [problems[name] for name in dict.fromkeys(sample.problem_id for sample in drawn) if name in problems],
-        _answering(recipe, base, folder),
+        _answering(recipe, base),
         base,
-        _tuned(run, base),
+        None if run.done("merge") is None else tuned_weights(run, engine),
         recipe.evaluate.tuned.settings(recipe.sample.max_new_tokens),
         recipe.evaluate.base.settings(recipe.sample.max_new_tokens),
         note,
@@ -86,32 +78,21 @@ def diagnose_run(run: RunFolder, limit: int | None = None) -> dict[str, Any]:
     return _write(task, figures(task), run.path)
 
 
-def _answering(recipe: Recipe, reader: Reader, folder: Path) -> Answering:
+def _answering(recipe: Recipe, model: Weights) -> Answering:
     sample = recipe.sample
     return Answering(
-        engine=reader.engine,
-        folder=folder,
-        weights=reader.file,
-        model_hash=reader.sha256,
+        engine=model.engine,
+        folder=model.folder,
+        weights=model.file,
+        model_hash=model.sha256,
         settings=sample.settings(sample.max_new_tokens),
         n=1,
         seed=sample.seed,
         batch_size=sample.batch_size,
         threads=recipe.threads,
-        gguf_type=reader.gguf_type,
+        gguf_type=model.gguf_type,
         enable_thinking=recipe.model.enable_thinking,
     )
-
-
-def _tuned(run: RunFolder, base: Reader) -> Reader | None:
-    """The merged model under the base's engine and GGUF type; None before `merge`."""
-    merged = run.done("merge")
-    if merged is None:
-        return None
-    from ssd_lite.stages.export import tuned_gguf
-
-    file = run.merged if base.gguf_type is None else tuned_gguf(run, base.gguf_type)
-    return Reader(base.engine, file, base.gguf_type, merged["weights_sha256"], base.threads)
 
 
 def _write(task: Task, report: dict[str, Any], folder: Path | None = None) -> dict[str, Any]:

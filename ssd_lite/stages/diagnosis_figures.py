@@ -11,7 +11,8 @@ from ssd_lite.errors import UserError
 from ssd_lite.records import Problem, Sample, SamplingSettings
 from ssd_lite.stages.answers import Answering, answer, read_samples
 from ssd_lite.stages.diagnosis_advice import advise
-from ssd_lite.stages.diagnosis_reading import REFERENCE_SAMPLES, LawSet, Reader, generations, law_set, read
+from ssd_lite.stages.diagnosis_reading import REFERENCE_SAMPLES, LawSet, generations, law_set, read
+from ssd_lite.stages.weights import Weights
 
 if TYPE_CHECKING:
     from ssd_lite.engines.position_facts import Facts
@@ -31,8 +32,8 @@ class Task:
     samples: Sequence[Sample]
     problems: Sequence[Problem]
     how: Answering
-    base: Reader
-    tuned: Reader | None
+    base: Weights
+    tuned: Weights | None
     evaluation: SamplingSettings | None
     reference: SamplingSettings
     note: str
@@ -54,7 +55,7 @@ def figures(task: Task) -> dict[str, Any]:
     if not task.samples:
         raise UserError("there are no samples to read.", where=str(task.out), next_step="Sample some problems first.")
     laws = law_set(task.how.settings, task.evaluation)
-    own = _Read(task.samples, read(task.base, task.samples, laws, "read with the base"))
+    own = _Read(task.samples, read(task.base, task.samples, laws, "read with the base", threads=task.how.threads))
     reference = _reference(task)
     report: dict[str, Any] = {
         "format": FORMAT,
@@ -81,18 +82,20 @@ def figures(task: Task) -> dict[str, Any]:
     return {**report, "advice": advise(report)}
 
 
-def _after_training(report: dict[str, Any], task: Task, tuned: Reader, own: _Read, reference: _Read) -> None:
+def _after_training(report: dict[str, Any], task: Task, tuned: Weights, own: _Read, reference: _Read) -> None:
     """Add the tuned model: on the samples it was trained on, and on the reference, which it has not seen."""
     from ssd_lite.engines.measures import between, of_model
     from ssd_lite.engines.position_facts import joined
 
     laws = law_set(task.how.settings, task.evaluation)
-    facts = read(tuned, own.samples, laws, "read with the tuned model", ask=own.facts)
+    facts = read(tuned, own.samples, laws, "read with the tuned model", threads=task.how.threads, ask=own.facts)
     report["models"]["tuned"] = of_model(joined(facts), laws.laws, laws.curves)
     report["between"] = between(joined(own.facts), joined(facts))
     if reference.samples:
         laws = LawSet((task.how.settings,), {})
-        facts = read(tuned, reference.samples, laws, "read the reference with it", ask=reference.facts)
+        facts = read(
+            tuned, reference.samples, laws, "read the reference with it", threads=task.how.threads, ask=reference.facts
+        )
         report["between_reference"] = between(joined(reference.facts), joined(facts))
 
 
@@ -103,7 +106,10 @@ def _reference(task: Task) -> _Read:
     wanted = {sample.problem_id for sample in task.samples}
     samples = [one for one in read_samples(task.out / "reference.jsonl") if one.problem_id in wanted]
     samples.sort(key=lambda sample: sample.key)
-    return _Read(samples, read(task.base, samples, LawSet((task.how.settings,), {}), "read the reference"))
+    return _Read(
+        samples,
+        read(task.base, samples, LawSet((task.how.settings,), {}), "read the reference", threads=task.how.threads),
+    )
 
 
 def _generations(task: Task, own: _Read, reference: _Read) -> dict[str, Any]:

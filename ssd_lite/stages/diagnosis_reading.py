@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from pathlib import Path
 from random import Random
 from typing import TYPE_CHECKING, Any
 
@@ -12,10 +11,10 @@ from ssd_lite.errors import Stopped
 from ssd_lite.interrupt import stop_requested
 from ssd_lite.progress import Progress
 from ssd_lite.records import Sample, SamplingSettings
+from ssd_lite.stages.weights import Weights
 
 if TYPE_CHECKING:
     from ssd_lite.engines.position_facts import Facts
-    from ssd_lite.engines.sampler import Engine
 
 MOST_SAMPLES = 64
 """Samples that are read unless --limit says otherwise."""
@@ -25,17 +24,6 @@ REFERENCE_SAMPLES = 16
 """Completions at the base's decoding for evaluation, which show what the model writes when it does not stray."""
 TEMPERATURES = (0.3, 0.6, 0.8, 1.0, 1.2, 1.4, 1.6, 1.8, 2.0)
 """Of the curves."""
-
-
-@dataclass(frozen=True)
-class Reader:
-    """Which model reads: engine, folder or GGUF file, GGUF type and weights as the report names them."""
-
-    engine: Engine
-    file: Path
-    gguf_type: str | None
-    sha256: str
-    threads: int | None
 
 
 @dataclass(frozen=True)
@@ -65,7 +53,13 @@ def in_drawn_order(samples: Sequence[Sample], seed: int) -> list[Sample]:
 
 
 def read(
-    reader: Reader, samples: Sequence[Sample], laws: LawSet, label: str, ask: Sequence[Facts] | None = None
+    model: Weights,
+    samples: Sequence[Sample],
+    laws: LawSet,
+    label: str,
+    *,
+    threads: int | None,
+    ask: Sequence[Facts] | None = None,
 ) -> list[Facts]:
     """Facts of each sample under this model; with `ask` also its view of the top tokens in those facts.
 
@@ -90,7 +84,7 @@ def read(
             if stop_requested():
                 raise Stopped(f"{label} stopped; the samples are kept, the same command reads them again.")
 
-        for number, facts in score(reader.engine, reader.file, texts, laws.laws, count, reader.threads):
+        for number, facts in score(model.engine, model.file, texts, laws.laws, count, threads):
             found[number] = facts
             progress.advance()
     return [found[number] for number in range(len(texts))]

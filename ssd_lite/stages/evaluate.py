@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import time
-from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -18,14 +17,14 @@ from ssd_lite.run_folder import ArmFolder, RunFolder
 from ssd_lite.stages.answers import Answering, take
 from ssd_lite.stages.arm import Arm, describe
 from ssd_lite.stages.arm_report import compare
-from ssd_lite.stages.base_model import base_model
 from ssd_lite.stages.cut_off import arm_warnings
 from ssd_lite.stages.grade import check_golden
 from ssd_lite.stages.guard import GuardedArm, run_guard
 from ssd_lite.stages.quartiles import by_quartile
+from ssd_lite.stages.weights import Weights, base_weights, model_weights, tuned_weights
 
 if TYPE_CHECKING:
-    from ssd_lite.engines.sampler import Engine
+    pass
 
 
 def evaluate(run: RunFolder) -> dict[str, Any]:
@@ -37,15 +36,19 @@ def evaluate(run: RunFolder) -> dict[str, Any]:
     if done is not None and run.comparison.is_file():
         return done
     run.require("merge")
+    from ssd_lite.engines.sampler import choose_engine
+
     started = time.monotonic()
     settings = run.recipe.evaluate
+    engine = choose_engine(settings.engine)
     chosen = load_problems(run.recipe.problems.evaluate, role="evaluate")
     problems = take(chosen.problems, run.recipe.problems.evaluate_limit, settings.seed)
     reports, arms = {}, {}
     with open_grader(settings.sandbox, problems) as grader:
         golden = check_golden(grader, problems)
         for name, decoding in (("base", settings.base), ("tuned", settings.tuned)):
-            how = arm_answering(run.recipe, arm_weights(run, name), decoding)
+            weights = base_weights(run, engine) if name == "base" else tuned_weights(run, engine)
+            how = arm_answering(run.recipe, weights, decoding)
             arms[name] = GuardedArm(how, _model_name(run, name))
             arm = Arm(run.arm(name), problems, how, settings.k, settings.block)
             reports[name] = arm.evaluate(grader, describe(chosen, problems, golden), arms[name].model)
@@ -88,36 +91,8 @@ def _model_name(run: RunFolder, arm: str) -> str:
     return run.recipe.model.name if arm == "base" else f"{run.recipe.model.name} + {run.recipe.name}"
 
 
-@dataclass(frozen=True)
-class Weights:
-    """What answers: engine, folder of the tokenizer, folder or GGUF of the weights, their hash and GGUF type."""
-
-    engine: Engine
-    folder: Path
-    file: Path
-    sha256: str
-    gguf_type: str | None
-
-
-def arm_weights(run: RunFolder, arm: str) -> Weights:
-    from ssd_lite.engines.sampler import choose_engine
-
-    engine = choose_engine(run.recipe.evaluate.engine)
-    gguf_type = run.recipe.model.gguf_type if engine == "llama_cpp" else None
-    if arm == "base":
-        from ssd_lite.engines.model_source import hf_folder
-        from ssd_lite.stages.sample import base_weights
-
-        source = base_model(run)
-        folder = hf_folder(source)
-        return Weights(engine, folder, base_weights(engine, folder, run), source.weights_sha256, gguf_type)
-    from ssd_lite.stages.export import tuned_gguf
-
-    file = run.merged if gguf_type is None else tuned_gguf(run, gguf_type)
-    return Weights(engine, run.merged, file, run.require("merge")["weights_sha256"], gguf_type)
-
-
 def arm_answering(recipe: Recipe, model: Weights, decoding: Decoding) -> Answering:
+    """How these weights answer as an arm: under `decoding`, everything else as section evaluate says."""
     settings = recipe.evaluate
     return Answering(
         engine=model.engine,
@@ -140,19 +115,14 @@ def evaluate_model(recipe: Recipe, out: Path) -> dict[str, Any]:
     A GGUF runs as it is, a folder under llama.cpp as model.gguf_type. Goes on after a kill; results that were made
     otherwise are refused.
     """
-    from ssd_lite.engines.model_source import gguf_file, hf_folder, resolve_model
+    from ssd_lite.engines.model_source import resolve_model
     from ssd_lite.engines.sampler import choose_engine
 
     settings = recipe.evaluate
     chosen = load_problems(recipe.problems.evaluate, role="evaluate")
     problems = take(chosen.problems, recipe.problems.evaluate_limit, settings.seed)
     source = resolve_model(recipe.model.name, recipe.model.revision)
-    folder, engine = hf_folder(source), choose_engine(settings.engine)
-    weights, gguf_type = folder, None
-    if engine == "llama_cpp":
-        weights = source.gguf or gguf_file(source, recipe.model.gguf_type, threads=recipe.threads)
-        gguf_type = "as in the file" if source.gguf else recipe.model.gguf_type
-    model = Weights(engine, folder, weights, source.weights_sha256, gguf_type)
+    model = model_weights(source, choose_engine(settings.engine), recipe.model.gguf_type, recipe.threads)
     with open_grader(settings.sandbox, problems) as grader:
         golden = check_golden(grader, problems)
         arm = Arm(ArmFolder(out), problems, arm_answering(recipe, model, settings.base), settings.k, settings.block)

@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 import time
-from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from ssd_lite.problems.named import load_problems
 from ssd_lite.problems.overlap import refuse_overlap
@@ -15,9 +14,7 @@ from ssd_lite.stages.base_model import base_model, teacher_model
 from ssd_lite.stages.correctness import require_gradable
 from ssd_lite.stages.cut_off import cap_warnings
 from ssd_lite.stages.guard import guard_problems
-
-if TYPE_CHECKING:
-    from ssd_lite.engines.model_source import ModelSource
+from ssd_lite.stages.weights import base_weights, model_weights
 
 
 def sample(run: RunFolder) -> dict[str, Any]:
@@ -58,43 +55,26 @@ def _answering(run: RunFolder) -> Answering:
     from ssd_lite.engines.sampler import choose_engine
 
     recipe = run.recipe
-    base, teacher = base_model(run), teacher_model(run)
-    source = teacher or base
-    folder = hf_folder(source)
-    engine = choose_engine(recipe.sample.engine)
+    engine, teacher = choose_engine(recipe.sample.engine), teacher_model(run)
+    if teacher is None:
+        model = base_weights(run, engine)
+    else:
+        model = model_weights(teacher, engine, recipe.model.gguf_type, recipe.threads)
     return Answering(
         engine=engine,
-        folder=folder,
-        weights=base_weights(engine, folder, run) if teacher is None else _teacher_weights(engine, teacher, run),
-        model_hash=source.weights_sha256,
+        folder=model.folder,
+        weights=model.file,
+        model_hash=model.sha256,
         settings=recipe.sample.settings(recipe.sample.max_new_tokens),
         n=recipe.sample.n,
         seed=recipe.sample.seed,
         batch_size=recipe.sample.batch_size,
         threads=recipe.threads,
-        gguf_type=recipe.model.gguf_type if engine == "llama_cpp" else None,
+        gguf_type=model.gguf_type,
         targets_file=run.targets if recipe.sample.keeps_targets else None,
-        student=hf_folder(base) if teacher else None,
+        student=hf_folder(base_model(run)) if teacher else None,
         enable_thinking=recipe.model.enable_thinking,
     )
-
-
-def base_weights(engine: str, folder: Path, run: RunFolder) -> Path:
-    """What the engine loads for the base model: the folder, or its GGUF of model.gguf_type in the cache."""
-    if engine == "hf":
-        return folder
-    from ssd_lite.engines.model_source import gguf_file
-
-    return gguf_file(base_model(run), run.recipe.model.gguf_type, threads=run.recipe.threads)
-
-
-def _teacher_weights(engine: str, teacher: ModelSource, run: RunFolder) -> Path:
-    """What the engine loads for the teacher; a GGUF runs as it is, since no tuned model must go the same way."""
-    from ssd_lite.engines.model_source import gguf_file, hf_folder
-
-    if engine == "hf":
-        return hf_folder(teacher)
-    return teacher.gguf or gguf_file(teacher, run.recipe.model.gguf_type, threads=run.recipe.threads)
 
 
 def _warnings(settings: SamplingSettings, teacher: str | None) -> list[str]:

@@ -1,0 +1,59 @@
+"""Which weights answer: a run's base or tuned model, or any model, as an engine loads them."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from ssd_lite.run_folder import RunFolder
+from ssd_lite.stages.base_model import base_model
+
+if TYPE_CHECKING:
+    from ssd_lite.engines.model_source import ModelSource
+    from ssd_lite.engines.sampler import Engine
+
+
+@dataclass(frozen=True)
+class Weights:
+    """What answers: engine, folder of the tokenizer, folder or GGUF of the weights, their hash and GGUF type."""
+
+    engine: Engine
+    folder: Path
+    file: Path
+    sha256: str
+    gguf_type: str | None
+
+
+def model_weights(source: ModelSource, engine: Engine, gguf_type: str, threads: int | None) -> Weights:
+    """Those of any model: under llama.cpp a GGUF runs as it is, a folder in `gguf_type`."""
+    from ssd_lite.engines.model_source import gguf_file, hf_folder
+
+    folder = hf_folder(source)
+    if engine == "hf":
+        return Weights(engine, folder, folder, source.weights_sha256, None)
+    if source.gguf:
+        return Weights(engine, folder, source.gguf, source.weights_sha256, "as in the file")
+    return Weights(engine, folder, gguf_file(source, gguf_type, threads=threads), source.weights_sha256, gguf_type)
+
+
+def base_weights(run: RunFolder, engine: Engine) -> Weights:
+    """Those of a run's base, under llama.cpp always in model.gguf_type, as the tuned model's are."""
+    from ssd_lite.engines.model_source import gguf_file, hf_folder
+
+    source, gguf_type = base_model(run), run.recipe.model.gguf_type
+    folder = hf_folder(source)
+    if engine == "hf":
+        return Weights(engine, folder, folder, source.weights_sha256, None)
+    file = gguf_file(source, gguf_type, threads=run.recipe.threads)
+    return Weights(engine, folder, file, source.weights_sha256, gguf_type)
+
+
+def tuned_weights(run: RunFolder, engine: Engine) -> Weights:
+    """Those of a run's merged model. Raises UserError before `merge` is done."""
+    from ssd_lite.stages.export import tuned_gguf
+
+    sha256, gguf_type = run.require("merge")["weights_sha256"], run.recipe.model.gguf_type
+    if engine == "hf":
+        return Weights(engine, run.merged, run.merged, sha256, None)
+    return Weights(engine, run.merged, tuned_gguf(run, gguf_type), sha256, gguf_type)
