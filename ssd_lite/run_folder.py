@@ -6,7 +6,7 @@ import hashlib
 import json
 import os
 import time
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, Literal
 
@@ -35,6 +35,31 @@ def stages_of(recipe: Recipe) -> tuple[Stage, ...]:
     """The stages of a run in their order. GRPO draws its own completions, so it needs neither sample nor curate."""
     skipped = () if recipe.train.grpo is None else ("sample", "curate")
     return tuple(stage for stage in STAGE_SECTIONS if stage not in skipped)
+
+
+def claim_folder(path: Path, file: str, recipe: Recipe, kind: str) -> None:
+    """Make an empty folder ours by writing the recipe into `file`. UserError where it holds something, or cannot be."""
+    if path.exists() and not (path.is_dir() and all(entry.name.startswith(".") for entry in path.iterdir())):
+        raise UserError(f"is there and is no {kind}.", where=str(path), next_step="Name an empty folder with --out.")
+    try:
+        path.mkdir(parents=True, exist_ok=True)
+        write_text(path / file, dump_recipe(recipe))
+    except OSError as error:
+        raise UserError(
+            f"cannot be written: {error.strerror}.",
+            where=str(path.absolute()),
+            next_step="Name another folder with --out.",
+        ) from error
+
+
+def refuse_changes(path: Path, changed: Sequence[str], kind: str) -> None:
+    """Raise UserError where a folder was started with another recipe; `changed` names the keys."""
+    if changed:
+        raise UserError(
+            f"this {kind} was started with another recipe: {'; '.join(changed)}.",
+            where=str(path),
+            next_step="Name another folder with --out, or leave the recipe as it was.",
+        )
 
 
 class ArmFolder:
@@ -75,26 +100,9 @@ class RunFolder:
             if changed and not run._has_work():
                 write_text(path / "recipe.yaml", dump_recipe(recipe))  # a first try that made nothing binds nobody
                 return cls(path, recipe)
-            if changed:
-                raise UserError(
-                    f"this run was started with another recipe: {'; '.join(changed)}.",
-                    where=str(path),
-                    next_step="Name another folder with --out, or leave the recipe as it was.",
-                )
+            refuse_changes(path, changed, "run")
             return run
-        if path.exists() and not (path.is_dir() and all(entry.name.startswith(".") for entry in path.iterdir())):
-            raise UserError(
-                "is there and is no run folder.", where=str(path), next_step="Name an empty folder with --out."
-            )
-        try:
-            path.mkdir(parents=True, exist_ok=True)
-            write_text(path / "recipe.yaml", dump_recipe(recipe))
-        except OSError as error:
-            raise UserError(
-                f"cannot be written: {error.strerror}.",
-                where=str(path.absolute()),
-                next_step="Name another folder with --out.",
-            ) from error
+        claim_folder(path, "recipe.yaml", recipe, "run folder")
         run = cls(path, recipe)
         run._write_manifest({"format": FORMAT, "created": _now(), "ssd_lite": __version__, "stages": {}})
         return run

@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import json
-import signal
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -17,15 +15,6 @@ from ssd_lite.recipe_file import load_recipe
 from ssd_lite.run_folder import RunFolder
 
 TESTS = {"kind": "functional", "entry_point": "f", "cases": [[[1], 1]]}
-
-
-@pytest.fixture(autouse=True)
-def _own_signals() -> Iterator[None]:
-    """A stage command listens to SIGINT; pytest wants its own handlers back."""
-    before = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
-    yield
-    for number, handler in before.items():
-        signal.signal(number, handler)
 
 
 def refusal(*words: str | Path) -> str:

@@ -1,6 +1,11 @@
-"""Which device there is."""
+"""Which device there is, and what to say where its memory is not enough."""
 
 from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+from ssd_lite.errors import UserError
 
 
 def has_cuda() -> bool:
@@ -10,3 +15,17 @@ def has_cuda() -> bool:
     except ImportError:
         return False
     return torch.cuda.is_available()
+
+
+@contextmanager
+def enough_card_memory(purpose: str, next_step: str) -> Iterator[None]:
+    """Turn a card's lack of memory while training into a UserError with the peak, in GiB, and what to lower."""
+    import torch
+
+    try:
+        yield
+    except torch.OutOfMemoryError as error:
+        peak_gib = torch.cuda.max_memory_allocated() / 2**30
+        raise UserError(
+            f"the card has no memory left for {purpose} (peak {peak_gib:.1f} GiB).", where="train", next_step=next_step
+        ) from error

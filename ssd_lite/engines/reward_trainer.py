@@ -8,18 +8,17 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
-import torch
 from tokenizers import Tokenizer, processors
 from torch import Tensor
 from transformers import GenerationConfig, PreTrainedTokenizerFast, PrinterCallback
 from trl import GRPOTrainer
 
+from ssd_lite.engines.devices import enough_card_memory
 from ssd_lite.engines.grpo_watch import GrpoWatch
 from ssd_lite.engines.peft_model import trainable
 from ssd_lite.engines.resumable_trainer import ResumableTrainer, Schedule
 from ssd_lite.engines.step_watch import not_finite
 from ssd_lite.engines.tokenizer import ChatTokenizer
-from ssd_lite.errors import UserError
 
 # Problem ids and completions' texts, one of each for each completion; gives one reward each.
 Reward = Callable[[Sequence[str], Sequence[str]], Sequence[float]]
@@ -61,18 +60,13 @@ class RewardTrainer(ResumableTrainer, GRPOTrainer):  # type: ignore[misc]
 
     def go(self, resume: Path | None) -> None:
         """Train to the end or to a wish to stop. Raises UserError where the card's memory is not enough."""
-        try:
-            with warnings.catch_warnings():
-                warnings.simplefilter("ignore", FutureWarning)  # TRL asks transformers under older names
-                self.train(resume_from_checkpoint=str(resume) if resume else None)
-        except torch.OutOfMemoryError as error:
-            peak_gib = torch.cuda.max_memory_allocated() / 2**30
-            raise UserError(
-                f"the card has no memory left for GRPO (peak {peak_gib:.1f} GiB).",
-                where="train",
-                next_step="A step draws all its completions at once: lower train.grpo.max_completion_length or "
-                "train.gradient_accumulation_steps, then train.per_device_train_batch_size.",
-            ) from error
+        advice = (
+            "A step draws all its completions at once: lower train.grpo.max_completion_length or "
+            "train.gradient_accumulation_steps, then train.per_device_train_batch_size."
+        )
+        with enough_card_memory("GRPO", advice), warnings.catch_warnings():
+            warnings.simplefilter("ignore", FutureWarning)  # TRL asks transformers under older names
+            self.train(resume_from_checkpoint=str(resume) if resume else None)
 
     def training_step(self, *args: Any, **kwargs: Any) -> Tensor:
         """Draw and grade where a step begins, then forward and backward of one micro-batch."""

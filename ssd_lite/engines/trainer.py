@@ -15,6 +15,7 @@ from transformers import TrainingArguments
 from ssd_lite.atomic import is_whole, new_folder
 from ssd_lite.engines.batching import BatchShape, MicroBatches, TrainingRow, plan_batches, sample_order
 from ssd_lite.engines.checkpoints import check_writable, newest_whole, step_of
+from ssd_lite.engines.devices import enough_card_memory
 from ssd_lite.engines.loss_model import LossModel
 from ssd_lite.engines.peft_model import BaseModel, build_model, save_trained
 from ssd_lite.engines.resumable_trainer import Schedule
@@ -150,16 +151,12 @@ def argument_values(files: TrainingFiles, settings: Train) -> dict[str, Any]:
 
 
 def _run(trainer: SampleTrainer, resume: Path | None) -> None:
-    try:
+    advice = (
+        "Lower train.per_device_train_batch_size (and raise gradient_accumulation_steps), then train.max_length; set "
+        "train.gradient_checkpointing: true or train.method: qlora."
+    )
+    with enough_card_memory("training", advice):
         trainer.train(resume_from_checkpoint=str(resume) if resume else None)
-    except torch.OutOfMemoryError as error:
-        peak_gib = torch.cuda.max_memory_allocated() / 2**30
-        raise UserError(
-            f"the card has no memory left for training (peak {peak_gib:.1f} GiB).",
-            where="train",
-            next_step="Lower train.per_device_train_batch_size (and raise gradient_accumulation_steps), then "
-            "train.max_length; set train.gradient_checkpointing: true or train.method: qlora.",
-        ) from error
 
 
 def summarise(steps: list[dict[str, Any]]) -> dict[str, Any]:

@@ -164,8 +164,8 @@ def share_samples(run: RunFolder, others: Sequence[RunFolder]) -> None:
                 shutil.copyfile(other.targets, run.targets)
             part = run.samples.with_name(f".{run.samples.name}.part")
             shutil.copyfile(other.samples, part)
-            part.rename(run.samples)
             run.note("samples_of", other.path.name)
+            part.rename(run.samples)  # last: it says that all is there
             return
 
 

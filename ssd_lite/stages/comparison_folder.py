@@ -10,7 +10,7 @@ from ssd_lite.atomic import write_text
 from ssd_lite.errors import UserError
 from ssd_lite.recipe import Recipe
 from ssd_lite.recipe_file import differences, dump_recipe, load_recipe
-from ssd_lite.run_folder import ArmFolder, RunFolder
+from ssd_lite.run_folder import ArmFolder, RunFolder, claim_folder, refuse_changes
 from ssd_lite.stages.comparison_plan import ArmOrder, TrainedRun
 
 # Nothing in a comparison stands on these.
@@ -34,27 +34,10 @@ class ComparisonFolder:
             changed = differences(there, recipe, set(Recipe.model_fields) - _FREE)
             # Further sets add arms and change none.
             changed = [change for change in changed if not change.startswith("compare.extra_")]
-            if changed:
-                raise UserError(
-                    f"this comparison was started with another recipe: {'; '.join(changed)}.",
-                    where=str(path),
-                    next_step="Name another folder with --out, or leave the recipe as it was.",
-                )
+            refuse_changes(path, changed, "comparison")
             write_text(file, dump_recipe(recipe))
             return cls(path, recipe)
-        if path.exists() and not (path.is_dir() and all(entry.name.startswith(".") for entry in path.iterdir())):
-            raise UserError(
-                "is there and is no comparison.", where=str(path), next_step="Name an empty folder with --out."
-            )
-        try:
-            path.mkdir(parents=True, exist_ok=True)
-            write_text(file, dump_recipe(recipe))
-        except OSError as error:
-            raise UserError(
-                f"cannot be written: {error.strerror}.",
-                where=str(path.absolute()),
-                next_step="Name another folder with --out.",
-            ) from error
+        claim_folder(path, file.name, recipe, "comparison")
         return cls(path, recipe)
 
     @classmethod

@@ -18,7 +18,9 @@ from ssd_lite.records import Problem
 from ssd_lite.run_folder import Stage
 
 BASE = "base"
-_KEY = re.compile(r"T(?P<temperature>[^-]+)-k(?P<top_k>\d+)-p(?P<top_p>[^-]+)-m(?P<min_p>.+)")
+_NAME = re.compile(
+    r"(?P<model>.+?)--T(?P<temperature>.+?)-k(?P<top_k>\d+)-p(?P<top_p>.+?)-m(?P<min_p>.+?)--(?P<problems>.+)"
+)
 
 
 @dataclass(frozen=True)
@@ -138,18 +140,18 @@ class ArmOrder:
 
 def read_order(name: str) -> ArmOrder:
     """The arm of a name that `ArmOrder.name` gave. Raises UserError for anything else."""
-    parts = name.split("--", 2)
-    law = _KEY.fullmatch(parts[1]) if len(parts) == 3 else None
+    found = _NAME.fullmatch(name)
     try:
-        assert law is not None
+        if found is None:
+            raise ValueError("three parts with two dashes between")
         decoding = Decoding(
-            temperature=float(law["temperature"]),
-            top_k=int(law["top_k"]),
-            top_p=float(law["top_p"]),
-            min_p=float(law["min_p"]),
+            temperature=float(found["temperature"]),
+            top_k=int(found["top_k"]),
+            top_p=float(found["top_p"]),
+            min_p=float(found["min_p"]),
         )
-    except (AssertionError, ValueError) as error:
+    except ValueError as error:
         raise UserError(
             f"{name!r} names no arm.", where="--arm", next_step="Type for instance base--T0.6-k20-p0.8-m0.0--test."
         ) from error
-    return ArmOrder(parts[0], decoding, parts[2])
+    return ArmOrder(found["model"], decoding, found["problems"])
