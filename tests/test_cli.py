@@ -19,7 +19,8 @@ from tiny_models import PACKAGED, cache_in, packaged_source, shared_cache
 from ssd_lite import __version__
 from ssd_lite.cli import main
 from ssd_lite.command_line.answers import Answer, answers_json
-from ssd_lite.command_line.evaluating import BLOCKS, ENGINES, SANDBOXES
+from ssd_lite.command_line.evaluating import BLOCKS, SANDBOXES
+from ssd_lite.command_line.model_options import ENGINES, results_folder
 from ssd_lite.errors import Stopped, UserError
 from ssd_lite.interrupt import listen
 from ssd_lite.recipe_file import load_recipe, packaged_recipes
@@ -206,3 +207,8 @@ def test_module_and_script_are_the_same_program() -> None:
         [sys.executable, "-m", "ssd_lite", "--version"], capture_output=True, text=True, check=True, timeout=60
     )
     assert done.stdout == f"ssd-lite, version {__version__}\n"
+
+
+def test_default_folders_keep_dots_and_cut_endings() -> None:
+    assert results_folder("evaluations", "meta/Llama-3.1-8B", "mbpp:test") == Path("evaluations/Llama-3.1-8B-mbpp-test")
+    assert results_folder("diagnoses", "a/m.Q8_0.gguf", "b/set.jsonl", "1.1") == Path("diagnoses/m.Q8_0-set-1.1")

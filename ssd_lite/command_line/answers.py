@@ -62,10 +62,3 @@ def with_example(*lines: str) -> str:
     """The end of a command's help: an example, not wrapped."""
     body = "\n".join(f"  {line}" for line in lines)
     return f"\b\nExample:\n{body}"
-
-
-def thinking_option(command: Callable[..., Any]) -> Callable[..., Any]:
-    """--enable-thinking and --disable-thinking; None leaves it to the template, or to a run's recipe."""
-    return click.option(
-        "--enable-thinking/--disable-thinking", default=None, help="Given to the chat template as enable_thinking."
-    )(command)

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import re
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import click
 
-from ssd_lite.command_line.answers import Answer, answers_json, thinking_option, with_example
+from ssd_lite.command_line.answers import Answer, answers_json, with_example
+from ssd_lite.command_line.model_options import OF_MODEL, in_options, model_options, results_folder, thinking_option
 from ssd_lite.command_line.process import locked_folder, opened_run
 from ssd_lite.errors import UserError
 
@@ -16,7 +16,6 @@ if TYPE_CHECKING:
     from ssd_lite.recipe import Recipe
 
 _LAW = ("temperature", "top_k", "top_p", "min_p", "max_new_tokens", "seed", "engine")
-_OF_MODEL = ("revision", "gguf_type", "enable_thinking")
 _OF_BOTH = {"limit"}
 
 
@@ -27,22 +26,10 @@ _OF_BOTH = {"limit"}
     )
 )
 @click.argument("target", metavar="MODEL|DIR")
-@click.option("--revision", metavar="REV", help="Commit, tag or branch of a Hub id.")
 @click.option("--problems", metavar="SET", help="Problem set whose prompts are sampled; default starter.")
 @click.option("--limit", type=click.IntRange(min=1), metavar="N", help="Read at most N samples; default 64.")
 @click.option("--temperature", type=float, metavar="T", help="T_train; default 1.6.")
-@click.option("--top-k", type=int, metavar="K", help="Keep the K most likely tokens; 0 = off.")
-@click.option("--top-p", type=float, metavar="P", help="Keep the smallest set of mass P; 1 = off.")
-@click.option(
-    "--min-p", type=float, metavar="P", help="Keep tokens at least P times as likely as the likeliest; 0 = off."
-)
-@click.option("--max-new-tokens", type=int, metavar="N", help="Token cap of a completion.")
-@click.option("--seed", type=int, metavar="N", help="Common seed of all draws.")
-@click.option(
-    "--engine", type=click.Choice(["auto", "hf", "llama_cpp"]), help="auto: hf on a CUDA card, llama_cpp without one."
-)
-@click.option("--gguf-type", metavar="TYPE", help="Type of the GGUF that llama.cpp runs for a folder; default f16.")
-@click.option("--threads", type=int, metavar="N", help="CPU threads; default: measured while it works.")
+@model_options
 @click.option(
     "--out", type=click.Path(path_type=Path), metavar="DIR", help="Where results go; default diagnoses/MODEL-SET-T."
 )
@@ -79,9 +66,8 @@ def _model(name: str, given: dict[str, Any]) -> Answer:
     from ssd_lite.stages.diagnosis_section import terminal_text
 
     recipe = _as_recipe(name, given)
-    # Not Path.stem, which would cut Llama-3.1-8B to Llama-3.
-    names = (Path(name).name.removesuffix(".gguf"), Path(recipe.problems.train).name.removesuffix(".jsonl"))
-    out = given.get("out") or Path("diagnoses") / f"{'-'.join(names)}-{recipe.sample.temperature:g}".replace(":", "-")
+    default = results_folder("diagnoses", name, recipe.problems.train, f"{recipe.sample.temperature:g}")
+    out = given.get("out") or default
     with locked_folder(out):
         report = diagnose_model(recipe, out, given.get("limit"))
     return Answer({**report, "out": str(out)}, f"{terminal_text(report)}\n\nin {out / 'diagnosis.html'}")
@@ -96,7 +82,7 @@ def _as_recipe(name: str, given: dict[str, Any]) -> Recipe:
         "threads": given.get("threads"),
         "model": {
             "name": name,
-            **{key: given[key] for key in _OF_MODEL if key in given},
+            **{key: given[key] for key in OF_MODEL if key in given},
         },
         "problems": {"train": given["problems"]} if "problems" in given else {},
         # T = 1 without truncation may be diagnosed, though nothing should be trained with it.
@@ -105,10 +91,5 @@ def _as_recipe(name: str, given: dict[str, Any]) -> Recipe:
     try:
         return validate(value, "diagnose")
     except UserError as error:
-        raise UserError(_in_options(error.what), where=error.where) from error
-
-
-def _in_options(text: str) -> str:
-    """Recipe keys in a message as the options that set them."""
-    text = text.replace("problems.train:", "--problems:").replace("model.name:", "MODEL:")
-    return re.sub(r"\b(?:sample|model)\.(\w+)", lambda key: "--" + key[1].replace("_", "-"), text)
+        known = {"problems.train": "--problems", "model.name": "MODEL"}
+        raise UserError(in_options(error.what, known, "sample|model"), where=error.where) from error

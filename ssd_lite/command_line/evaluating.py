@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import re
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import click
 
-from ssd_lite.command_line.answers import Answer, answers_json, thinking_option, with_example
+from ssd_lite.command_line.answers import Answer, answers_json, with_example
+from ssd_lite.command_line.model_options import OF_MODEL, in_options, model_options, results_folder, thinking_option
 from ssd_lite.command_line.process import locked_folder, opened_run
 from ssd_lite.errors import UserError
 
@@ -21,9 +21,7 @@ if TYPE_CHECKING:
 
 PATH = click.Path(path_type=Path)
 SANDBOXES = click.Choice(["auto", "bubblewrap", "landlock"])
-ENGINES = click.Choice(["auto", "hf", "llama_cpp"])
 BLOCKS = click.Choice(["last", "first", "whole"])
-_OF_MODEL = ("revision", "gguf_type", "enable_thinking")
 
 
 def sandbox_options(command: Callable[..., Any]) -> Callable[..., Any]:
@@ -41,22 +39,12 @@ def sandbox_options(command: Callable[..., Any]) -> Callable[..., Any]:
 )
 @click.argument("folder", metavar="[DIR]", required=False, type=PATH)
 @click.option("--model", metavar="M", help="Packaged name, folder, GGUF file or Hub id: evaluate it without a run.")
-@click.option("--revision", metavar="REV", help="Commit, tag or branch of a Hub id.")
 @click.option("--problems", metavar="SET", help="Problem set with tests: starter, humaneval, FILE.jsonl ...")
 @click.option("--limit", type=int, metavar="N", help="Take only so many problems, drawn with the seed.")
 @click.option("--n", type=int, metavar="N", help="Completions a problem.")
 @click.option("--temperature", type=float, metavar="T", help="Decoding temperature; needed with --model.")
-@click.option("--top-k", type=int, metavar="K", help="Keep the K most likely tokens; 0 = off.")
-@click.option("--top-p", type=float, metavar="P", help="Keep the smallest set of mass P; 1 = off.")
-@click.option(
-    "--min-p", type=float, metavar="P", help="Keep tokens at least P times as likely as the likeliest; 0 = off."
-)
-@click.option("--max-new-tokens", type=int, metavar="N", help="Token cap of a completion.")
-@click.option("--engine", type=ENGINES, help="auto: hf on a CUDA card, llama_cpp without one.")
-@click.option("--gguf-type", metavar="TYPE", help="Type of the GGUF that llama.cpp runs for a folder; default f16.")
+@model_options
 @click.option("--batch-size", type=int, metavar="N", help="Completions that are decoded at once.")
-@click.option("--threads", type=int, metavar="N", help="CPU threads; default: measured while it works.")
-@click.option("--seed", type=int, metavar="N", help="Common seed of all draws.")
 @click.option("--k", "ks", type=int, multiple=True, metavar="K", help="Report pass@K; repeatable.")
 @click.option("--block", type=BLOCKS, help="Which fenced block is the program; default last.")
 @sandbox_options
@@ -104,8 +92,7 @@ def _evaluate_model(given: dict[str, Any]) -> Answer:
     from ssd_lite.stages.evaluate import evaluate_model
 
     recipe = _as_recipe(given)
-    name = f"{Path(recipe.model.name).stem}-{Path(recipe.problems.evaluate).stem}".replace(":", "-")
-    out = given.get("out") or Path("evaluations") / name
+    out = given.get("out") or results_folder("evaluations", recipe.model.name, recipe.problems.evaluate)
     with locked_folder(out):
         report = evaluate_model(recipe, out)
     return Answer({**report, "out": str(out)}, _report_text(report, out))
@@ -126,22 +113,16 @@ def _as_recipe(given: dict[str, Any]) -> Recipe:
     value: dict[str, Any] = {
         "name": "evaluate",
         "threads": given.get("threads"),
-        "model": {"name": given["model"], **{key: given[key] for key in _OF_MODEL if key in given}},
+        "model": {"name": given["model"], **{key: given[key] for key in OF_MODEL if key in given}},
         "problems": {"evaluate": given["problems"], "evaluate_limit": given.get("limit")},
         "evaluate": section,
     }
     try:
         return validate(value, "evaluate")
     except UserError as error:
-        raise UserError(_in_options(error.what), where=error.where) from error
-
-
-def _in_options(text: str) -> str:
-    """Recipe keys in a message as the options that set them."""
-    known = {"problems.evaluate_limit": "--limit", "problems.evaluate": "--problems", "model.name": "--model"}
-    for key, option in known.items():
-        text = text.replace(f"{key}:", f"{option}:")
-    return re.sub(r"\b(?:evaluate\.base|evaluate|model)\.(\w+)", lambda key: "--" + key[1].replace("_", "-"), text)
+        known = {"problems.evaluate_limit": "--limit", "problems.evaluate": "--problems", "model.name": "--model"}
+        text = in_options(error.what, known, r"evaluate\.base|evaluate|model")
+        raise UserError(text, where=error.where) from error
 
 
 def _report_text(report: dict[str, Any], out: Path) -> str:

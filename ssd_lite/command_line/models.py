@@ -7,7 +7,8 @@ from typing import Any
 
 import click
 
-from ssd_lite.command_line.answers import Answer, answers_json, thinking_option, with_example
+from ssd_lite.command_line.answers import Answer, answers_json, with_example
+from ssd_lite.command_line.model_options import thinking_option
 from ssd_lite.command_line.process import let_threads_sleep, opened_run, prepare_process
 from ssd_lite.errors import UserError
 
