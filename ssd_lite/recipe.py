@@ -205,7 +205,15 @@ class Recipe(Section):
     compare: Compare = Compare()
 
     @model_validator(mode="after")
-    def _soft_targets_are_kept(self) -> Recipe:
+    def _train_fits_what_was_sampled(self) -> Recipe:
+        ignored_by_grpo = {
+            "train.target soft": self.train.target == "soft",
+            "sample.teacher": self.sample.teacher is not None,
+            "curate.only_correct": self.curate.only_correct,
+        }
+        for key, asked in ignored_by_grpo.items():
+            if asked and self.train.grpo is not None:
+                raise ValueError(f"train.grpo draws its own completions, so {key} would have no effect. Leave it out")
         if self.train.target == "soft" and self.sample.teacher is not None:
             raise ValueError("train.target soft and sample.teacher do not go together: q is the base's own law")
         if self.train.target == "soft" and not self.sample.keeps_targets:

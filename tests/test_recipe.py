@@ -118,3 +118,19 @@ def test_the_defaults_are_the_papers_for_qwen3_4b_instruct() -> None:
 def test_a_recipe_does_not_change() -> None:
     with pytest.raises(ValidationError):
         make().sample.temperature = 2.0
+
+
+@pytest.mark.parametrize(
+    ("section", "value", "key"),
+    [
+        ("sample", {"teacher": "another"}, "sample.teacher"),
+        ("curate", {"only_correct": True}, "curate.only_correct"),
+    ],
+)
+def test_what_grpo_would_ignore_is_refused(section: str, value: dict[str, Any], key: str) -> None:
+    body = {"name": "r", "model": {"name": "m"}, "train": {"grpo": {}}}
+    Recipe.model_validate(body)
+    with pytest.raises(ValueError, match=f"{key} would have no effect"):
+        Recipe.model_validate({**body, section: value})
+    with pytest.raises(ValueError, match=r"train\.target soft would have no effect"):
+        Recipe.model_validate({**body, "train": {"grpo": {}, "target": "soft"}})
