@@ -6,7 +6,7 @@ import shutil
 import pytest
 
 from ssd_lite.errors import UserError
-from ssd_lite.grading.interchange import write_evalplus, write_livecodebench
+from ssd_lite.grading.interchange import Interchange, write_evalplus, write_livecodebench
 from ssd_lite.grading.steps import Submission
 from ssd_lite.problem_tests import FunctionalTest
 from ssd_lite.records import Problem
@@ -99,7 +99,7 @@ def test_interchange_files(tmp_path):
 def test_grade_writes_what_other_harnesses_read(tmp_path):
     file = samples(tmp_path, *({"problem_id": p, "index": i, "program": GOOD} for p in ("a", "b") for i in (0, 1)))
     evalplus, livecodebench = tmp_path / "e.jsonl", tmp_path / "l.json"
-    grade_file(file, PROBLEMS, sandbox="bubblewrap", evalplus=evalplus, livecodebench=livecodebench)
+    grade_file(file, PROBLEMS, sandbox="bubblewrap", interchange=Interchange(evalplus, livecodebench))
     lines = [json.loads(line) for line in evalplus.read_text().splitlines()]
     assert [line["task_id"] for line in lines] == ["a", "b", "a", "b"]
     assert {line["solution"] for line in lines} == {GOOD}

@@ -15,7 +15,6 @@ from ssd_lite.errors import UserError
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-    from ssd_lite.grading.extract import Block
     from ssd_lite.grading.tiers import Choice
     from ssd_lite.recipe import Recipe
 
@@ -156,34 +155,24 @@ def _report_text(report: dict[str, Any], out: Path) -> str:
 @click.option("--evalplus", type=PATH, metavar="FILE.jsonl", help="Also write the programs as EvalPlus reads them.")
 @click.option("--livecodebench", type=PATH, metavar="FILE.json", help="Also write them as LiveCodeBench reads them.")
 @answers_json
-def grade(
-    samples: Path,
-    problems: str,
-    block: Block,
-    sandbox: Choice | None,
-    unsafe_sandbox: bool,
-    out: Path | None,
-    evalplus: Path | None,
-    livecodebench: Path | None,
-    as_json: bool,
-) -> Answer:
+def grade(samples: Path, problems: str, as_json: bool, **options: Any) -> Answer:
     """Grade completions from anywhere.
 
     Each line of SAMPLES.jsonl is {"problem_id", "index", "completion"}, or has a "program" instead.
     """
+    from ssd_lite.grading.interchange import Interchange
     from ssd_lite.problems.named import load_problems
     from ssd_lite.stages.grade import grade_file
 
     chosen = load_problems(problems, role="evaluate")
-    isolation: Choice = "none" if unsafe_sandbox else sandbox or "auto"
+    isolation: Choice = "none" if options["unsafe_sandbox"] else options["sandbox"] or "auto"
     done = grade_file(
         samples,
         chosen.problems,
         sandbox=isolation,
-        out=out,
-        block=block,
-        evalplus=evalplus,
-        livecodebench=livecodebench,
+        out=options["out"],
+        block=options["block"],
+        interchange=Interchange(options["evalplus"], options["livecodebench"]),
     )
     rates = [f"{key}: {100 * value:.1f} %" for key, value in done.items() if key.startswith("pass@")]
     verdicts = ", ".join(f"{count} {verdict}" for verdict, count in done["verdicts"].items())

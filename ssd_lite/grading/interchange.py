@@ -3,11 +3,27 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 
 from ssd_lite.errors import UserError
 from ssd_lite.grading.steps import Submission
+
+
+@dataclass(frozen=True)
+class Interchange:
+    """Files for other harnesses, None for none."""
+
+    evalplus: Path | None = None
+    livecodebench: Path | None = None
+
+    def write(self, submissions: Sequence[Submission]) -> None:
+        """Write those that are named. Raises UserError where one cannot be written."""
+        if self.evalplus is not None:
+            write_evalplus(submissions, self.evalplus)
+        if self.livecodebench is not None:
+            write_livecodebench(submissions, self.livecodebench)
 
 
 def write_evalplus(submissions: Iterable[Submission], path: Path) -> int:

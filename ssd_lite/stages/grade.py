@@ -12,7 +12,7 @@ from typing import Any
 
 from ssd_lite.errors import UserError
 from ssd_lite.grading.extract import Block, extract_program
-from ssd_lite.grading.interchange import write_evalplus, write_livecodebench
+from ssd_lite.grading.interchange import Interchange
 from ssd_lite.grading.pass_at_k import pass_at_k
 from ssd_lite.grading.steps import Submission
 from ssd_lite.grading.submissions import Grading, open_grader, submission
@@ -36,14 +36,13 @@ def grade_file(
     out: Path | None = None,
     block: Block = "last",
     workers: int | None = None,
-    evalplus: Path | None = None,
-    livecodebench: Path | None = None,
+    interchange: Interchange | None = None,
 ) -> dict[str, Any]:
     """Grade a file of samples and return a summary: counts of verdicts, pass@k, isolation, golden check.
 
     SAMPLES lines are `{"problem_id", "index", "completion"}` or `{"problem_id", "index", "program"}`. With `out`,
     grades are written there, one `{"problem_id", "index", "verdict", "detail", "cpu_s"}` a line, in the order of the
-    samples; the file appears whole, at the end. `evalplus` and `livecodebench` are files those harnesses read, with the
+    samples; the file appears whole, at the end. `interchange` names files that other harnesses read, with the
     same programs. Raises UserError for a file or line that cannot be used, and for a
     golden solution that fails.
     """
@@ -58,10 +57,8 @@ def grade_file(
     ordered = [grades[submission.problem.id, submission.index] for submission in read.submissions]
     if out is not None:
         _write_grades(out, ordered)
-    if evalplus is not None:
-        write_evalplus(read.submissions, evalplus)
-    if livecodebench is not None:
-        write_livecodebench(read.submissions, livecodebench)
+    if interchange is not None:
+        interchange.write(read.submissions)
     return {**summary(ordered), "fences": dict(read.fences), "golden": golden, "grading": described}
 
 
