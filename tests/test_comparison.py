@@ -15,6 +15,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+from locks import wait_until_free
 from tiny_models import packaged_source, save_tiny, shared_cache
 
 from ssd_lite.errors import UserError
@@ -336,7 +337,7 @@ def test_a_whole_comparison_killed_twice_and_gone_on_with(tmp_path: Path) -> Non
             time.sleep(0.02)
         process.send_signal(signal.SIGKILL)
         process.wait()
-        time.sleep(1.0)  # the kernel ends the orphaned stage
+        wait_until_free(out)
     done = subprocess.run(command(out, model), env=environment, capture_output=True, text=True, timeout=300)
     assert done.returncode == 0, done.stdout + done.stderr
     result: Mapping[str, Any] = json.loads((out / "comparison.json").read_text())

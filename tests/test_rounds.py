@@ -16,6 +16,7 @@ from typing import Any
 import numpy as np
 import pytest
 from evaluated_run import make_run
+from locks import wait_until_free
 from tiny_models import packaged_source, save_tiny, shared_cache
 
 from ssd_lite.recipe_file import differences
@@ -140,7 +141,7 @@ def test_three_rounds_killed_in_the_second_and_gone_on_with(tmp_path: Path) -> N
         time.sleep(0.02)
     process.send_signal(signal.SIGKILL)
     process.wait()
-    time.sleep(1.0)  # the kernel ends the orphaned stage
+    wait_until_free(out)
     done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=400)
     assert done.returncode == 0, done.stdout + done.stderr
     assert "are unpublished" in done.stdout
