@@ -33,6 +33,10 @@ class MissingLibraryError(UserError):
         )
 
 
+class NothingToLearnError(UserError):
+    """What was drawn holds nothing to train on. A comparison leaves such an arm out and goes on with the others."""
+
+
 class Stopped(click.ClickException):
     """The work stopped cleanly before its end (a signal or a limit); the same command goes on. Exit code 75."""
 

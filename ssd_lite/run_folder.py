@@ -167,6 +167,8 @@ class RunFolder:
     def settings_digest(self, stage: Stage) -> str:
         """Digest of every setting this stage's result stands on."""
         settings = self.recipe.model_dump(mode="json", include=set(STAGE_SECTIONS[stage]))
+        if self.recipe.train.grpo is not None and "train" in settings:
+            settings["rewarded"] = self.recipe.evaluate.block  # which part of a completion GRPO's reward is for
         return hashlib.sha256(json.dumps(settings, sort_keys=True).encode()).hexdigest()
 
     def done(self, stage: Stage) -> dict[str, Any] | None:

@@ -224,6 +224,7 @@ def result_of(rows: list[dict[str, Any]]) -> dict[str, Any]:
         "grader": "bubblewrap",
         "rows": rows,
         "extra": {},
+        "left_out": {"grpo-0": "all <rewards> were equal"},
         "tried": {"base": [{"decoding": T6.model_dump(), "pass_at_1": [0.25, 0.5]}]},
     }
 
@@ -239,6 +240,8 @@ def test_page_and_table_hold_every_row_and_the_verdict() -> None:
     assert "starter&lt;b&gt;" in page
     assert "<b>" not in page
     assert "base at its best" in page
+    assert "grpo-0 is left out: all &lt;rewards&gt; were equal." in page
+    assert "grpo-0 is left out" in table
     assert "25.0, 50.0" in page
     assert "<script" not in page
 
@@ -315,7 +318,7 @@ SMALL = (
     "compare.limit=12",
     "compare.dev_n=1",
     "compare.grid={temperature: [0.6], top_p: [0.8], min_p: [0.0]}",
-    "compare.arms=[ssd,soft]",
+    "compare.arms=[ssd,soft,rft]",
     "compare.best=[]",
 )
 
@@ -345,6 +348,9 @@ def test_a_whole_comparison_killed_twice_and_gone_on_with(tmp_path: Path) -> Non
         "base@matched", "base@training", "base@best", "ssd@matched", "soft@matched",
     ]  # fmt: skip
     assert result["sentence"] in done.stdout
+    # A model of random weights writes no correct program: that arm is left out and said, and the others are compared.
+    assert list(result["left_out"]) == ["rft-0"]
+    assert "rft-0 is left out: 0 of 4 samples left" in done.stdout
     assert (out / "comparison.html").read_text().count("<h2>") >= 5
     soft = json.loads((out / "runs" / "soft-0" / "manifest.json").read_text())
     assert soft["samples_of"] == "ssd-0"

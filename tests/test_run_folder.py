@@ -55,6 +55,16 @@ def test_another_recipe_is_refused_naming_each_key(tmp_path: Path) -> None:
     assert "--out" in caught.value.next_step
 
 
+@pytest.mark.parametrize(("settings", "binds"), [((), False), (("train.grpo.num_generations=4",), True)])
+def test_which_block_is_graded_binds_a_training_by_reward_alone(
+    tmp_path: Path, settings: tuple[str, ...], binds: bool
+) -> None:
+    one, other = (
+        RunFolder.create(tmp_path / block, recipe(*settings, f"evaluate.block={block}")) for block in ("last", "first")
+    )
+    assert (one.settings_digest("train") != other.settings_digest("train")) is binds
+
+
 def test_a_first_try_that_made_nothing_may_be_mended(tmp_path: Path) -> None:
     RunFolder.create(tmp_path / "a", recipe("problems.train=missing.jsonl"))
     mended = RunFolder.create(tmp_path / "a", recipe("problems.train=starter"))

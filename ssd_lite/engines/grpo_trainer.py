@@ -24,7 +24,7 @@ from ssd_lite.engines.threads import ThreadTuner
 from ssd_lite.engines.trackers import prepare_trackers
 from ssd_lite.engines.trainer import TrainingFiles, argument_values, check_adapter_place, publish, summarise
 from ssd_lite.engines.weight_change import WeightChange
-from ssd_lite.errors import Stopped, UserError
+from ssd_lite.errors import NothingToLearnError, Stopped, UserError
 from ssd_lite.progress import Progress
 from ssd_lite.recipe import Grpo, Train
 from ssd_lite.records import Prompt
@@ -149,7 +149,7 @@ def _check_lengths(prompts: Sequence[Prompt], max_length: int, config: Any, grpo
 
 def _check_moved(moved: float, steps: Sequence[dict[str, Any]]) -> float:
     if all(step["equal_groups"] == 1.0 for step in steps):
-        raise UserError(
+        raise NothingToLearnError(
             f"in none of {len(steps)} steps did the completions of a prompt get different rewards (mean reward "
             f"{sum(step['reward'] for step in steps) / len(steps):.3f}), so there was nothing to learn.",
             where="train.grpo",

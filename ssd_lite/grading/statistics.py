@@ -102,6 +102,14 @@ def smallest_difference(a: Sequence[float], b: Sequence[float] | None = None, *,
     return float((_Z_LEVEL + _Z_POWER) * spread / math.sqrt(first.size))
 
 
+def smallest_of_interval(interval: Interval) -> float:
+    """The smallest difference that a rule "the interval leaves out zero" would claim with 80 % power.
+
+    (z_0.975 + z_0.80) standard errors, with the interval's width as 2 * z_0.975 of them (normal approximation).
+    """
+    return (_Z_LEVEL + _Z_POWER) * (interval.high - interval.low) / (2 * _Z_LEVEL)
+
+
 def quartiles(base: Mapping[str, float]) -> dict[str, list[str]]:
     """Problem ids in four nearly equal groups by the base's pass rate: "hardest", "harder", "easier", "easiest".
 

@@ -31,6 +31,7 @@ from ssd_lite.stages.comparison_rows import BEST, CONTROLS, MATCHED, TRAINING, R
 from ssd_lite.stages.comparison_verdict import verdict
 from ssd_lite.stages.pipeline import StageFailed, check_machine, run_stages
 
+_NOTHING = "nothing_to_learn"  # the note of a stage in its run's manifest
 Say = Callable[[str], None]
 
 
@@ -66,12 +67,18 @@ def compare(folder: ComparisonFolder, *, say: Say, stdout: int | None = None) ->
     with run_lock(folder.path) as lock, stop_signals() as asked:
         work = _Work(folder, lock, asked, say, stdout)
         runs = trained_runs(folder.recipe)
-        for trained in runs:
-            work.train(trained, runs)
+        left_out = {trained.name: why for trained in runs if (why := work.train(trained, runs)) is not None}
+        runs = [trained for trained in runs if trained.name not in left_out]
+        if not runs:
+            raise UserError(
+                "no arm had anything to learn from, so there is nothing to compare.",
+                where="compare.arms",
+                next_step="Add ssd, or take easier training problems.",
+            )
         chosen = work.choose(runs)
         rows = work.rows(runs, chosen, "test")
         extra = {name: work.rows(runs, chosen, name) for name in folder.recipe.compare.extra_sets}
-    result = _result(folder, runs, chosen, rows, extra)
+    result = {**_result(folder, runs, chosen, rows, extra), "left_out": left_out}
     write_json(folder.result, result)
     write_text(folder.report, render(folder.recipe, result))
     return result
@@ -85,12 +92,27 @@ class _Work:
     ) -> None:
         self._folder, self._lock, self._asked, self._say, self._stdout = folder, lock, asked, say, stdout
 
-    def train(self, trained: TrainedRun, runs: Sequence[TrainedRun]) -> None:
-        """Sample, curate, train and merge one run, with the samples of an earlier run where they are the same."""
+    def train(self, trained: TrainedRun, runs: Sequence[TrainedRun]) -> str | None:
+        """Sample, curate, train and merge one run, with the samples of an earlier run where they are the same.
+
+        Returns why an arm that learns from correct programs is left out, where the base earned it nothing to learn
+        from; that the other arms can be compared all the same.
+        """
         run = self._folder.run(trained)
+        if _NOTHING in run.manifest():
+            run.note(_NOTHING, None)  # of an earlier try
         share_samples(run, [self._folder.run(other) for other in runs[: runs.index(trained)]])
         self._say(f"{trained.name}:")
-        run_stages(run, trained.stages, self._asked, say=self._say, stdout=self._stdout)
+        try:
+            run_stages(run, trained.stages, self._asked, say=self._say, stdout=self._stdout)
+        except UserError:
+            why = run.manifest().get(_NOTHING)
+            if why is None or trained.arm not in ("rft", "grpo"):
+                raise
+            why = str(why).rstrip(".")
+            self._say(f"{trained.name} is left out: {why}.")
+            return why
+        return None
 
     def evaluate(self, orders: Iterable[ArmOrder]) -> None:
         """Evaluate the arms that are missing, one process a model."""

@@ -47,9 +47,13 @@ def _verdict(result: Mapping[str, Any]) -> str:
     return section(
         "Verdict",
         f'<div class="verdict {tone}"><p>{text(result["sentence"])}</p></div>',
-        bullets(result["also"]),
+        bullets([*result["also"], *_left_out(result)]),
         paragraph(note, soft=True),
     )
+
+
+def _left_out(result: Mapping[str, Any]) -> list[str]:
+    return [f"{name} is left out: {why}." for name, why in result.get("left_out", {}).items()]
 
 
 def _set_section(title: str, rows: Rows) -> str:
@@ -162,4 +166,4 @@ def terminal_table(result: Mapping[str, Any]) -> str:
         lines.append([row["label"], law(row["decoding"]), *passes, *(_difference(row, key, first) for key in against)])
     widths = [max(len(line[column]) for line in lines) for column in range(len(head))]
     shown = ["  ".join(cell.ljust(width) for cell, width in zip(line, widths, strict=True)).rstrip() for line in lines]
-    return "\n".join([*shown, "", result["sentence"], *result["also"]])
+    return "\n".join([*shown, "", result["sentence"], *result["also"], *_left_out(result)])

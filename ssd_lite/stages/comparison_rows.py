@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
-from ssd_lite.grading.statistics import nested_bootstrap, smallest_difference
+from ssd_lite.grading.statistics import Interval, nested_bootstrap, smallest_difference, smallest_of_interval
 from ssd_lite.recipe_section import Decoding
 from ssd_lite.stages.arm_report import pass_rates
 from ssd_lite.stages.comparison_plan import BASE
@@ -103,7 +103,8 @@ def differences(row: Row, control: Row, seed: int) -> dict[str, Any]:
         if len(mine) != len(theirs):
             theirs = [_column_means(theirs)] * len(mine)
         gaps = [[a - b for a, b in zip(one, two, strict=True)] for one, two in zip(mine, theirs, strict=True)]
-        found[str(k)] = {**asdict(nested_bootstrap(gaps, seed)), "smallest": _smallest(mine, theirs, row, control)}
+        interval = nested_bootstrap(gaps, seed)
+        found[str(k)] = {**asdict(interval), "smallest": _smallest(mine, theirs, row, control, interval)}
     return found
 
 
@@ -111,12 +112,20 @@ def _column_means(rates: Sequence[Sequence[float]]) -> list[float]:
     return [_mean(column) for column in zip(*rates, strict=True)]
 
 
-def _smallest(mine: list[list[float]], theirs: list[list[float]], row: Row, control: Row) -> float | None:
-    """The larger of the spread that was seen and that of independent samples, as in arm_report.power."""
+def _smallest(
+    mine: list[list[float]], theirs: list[list[float]], row: Row, control: Row, interval: Interval
+) -> float | None:
+    """The difference that would be claimed in four of five such comparisons.
+
+    The largest of three: from the spread that was seen, from that of independent samples, as in arm_report.power, and
+    from the width of `interval`, by which claims are judged and which is wider than the spread where there are seeds.
+    """
     a, b = _column_means(theirs), _column_means(mine)
     samples = min(r.reports[0]["n"] * len(r.reports) for r in (row, control))
     seen, independent = smallest_difference(a, b), smallest_difference(a, n=samples)
-    return None if seen is None or independent is None else max(seen, independent)
+    if seen is None or independent is None:
+        return None
+    return max(seen, independent, smallest_of_interval(interval))
 
 
 def best_decoding(tried: Mapping[Decoding, Reports]) -> Decoding:

@@ -9,7 +9,7 @@ from collections.abc import Container, Iterable, Sequence
 from typing import TYPE_CHECKING, Any
 
 from ssd_lite.atomic import write_text
-from ssd_lite.errors import UserError
+from ssd_lite.errors import NothingToLearnError, UserError
 from ssd_lite.journal import read_records
 from ssd_lite.recipe import Curate
 from ssd_lite.records import Sample, sample_from_json
@@ -43,7 +43,8 @@ def curate(run: RunFolder) -> dict[str, Any]:
     kept, dropped = choose(samples, run.recipe.curate, run.recipe.train.max_length, passed)
     if not kept:
         reasons = ", ".join(f"{count} {name}" for name, count in dropped.items() if count) or "there was none"
-        raise UserError(
+        run.note("nothing_to_learn", f"0 of {len(samples)} samples left: {reasons}")
+        raise NothingToLearnError(
             f"0 of {len(samples)} samples left: {reasons}.",
             where=str(run.samples),
             next_step="Loosen the section curate, or raise sample.n, sample.max_new_tokens or train.max_length.",

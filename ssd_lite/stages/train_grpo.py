@@ -11,7 +11,7 @@ import time
 from collections.abc import Sequence
 from typing import Any
 
-from ssd_lite.errors import MissingLibraryError, UserError
+from ssd_lite.errors import MissingLibraryError, NothingToLearnError, UserError
 from ssd_lite.grading.extract import Block, opens_thinking
 from ssd_lite.grading.submissions import Grading, open_grader, submission
 from ssd_lite.problems.named import load_problems
@@ -43,7 +43,11 @@ def train_by_reward(run: RunFolder) -> dict[str, Any]:
     refuse_overlap(problems, [*evaluation.problems, *guard_problems(recipe)])
     with open_grader(recipe.evaluate.sandbox, problems) as grader:
         golden = check_golden(grader, problems)
-        summary = _train(run, problems, PassReward(grader, problems, recipe.evaluate.block))
+        try:
+            summary = _train(run, problems, PassReward(grader, problems, recipe.evaluate.block))
+        except NothingToLearnError as error:
+            run.note("nothing_to_learn", error.what)
+            raise
         described = grader.describe()
     summary |= {
         "problems": {"name": train.name, "count": len(problems), "sha256": train.sha256, "note": train.note},
