@@ -1,4 +1,7 @@
-"""One line on stderr for long work: how far, how fast, how long still. Redrawn on a terminal, now and then in a log."""
+"""One line on stderr for long work: how far, how fast, how long still. Redrawn on a terminal, now and then in a log.
+
+The same goes into the run's heartbeat, for watchers elsewhere.
+"""
 
 from __future__ import annotations
 
@@ -6,6 +9,8 @@ import sys
 import time
 from types import TracebackType
 from typing import TextIO
+
+from ssd_lite import heartbeat
 
 TERMINAL_PERIOD_S = 0.5
 LOG_PERIOD_S = 15.0
@@ -39,19 +44,46 @@ class Progress:
         self._done += pieces
         self._tokens += tokens
         now = time.monotonic()
+        self._beat(now, note)
         if now - self._shown >= self._period_s:
             self._shown = now
             self._write(self._line(now, note))
 
     def _line(self, now: float, note: str) -> str:
-        elapsed = max(now - self._started, 1e-6)
         parts = [f"{self._label}: {self._done}/{self._total} {self._unit}"]
         if self._tokens:
-            parts.append(f"{self._tokens / elapsed:.0f} tok/s")
+            parts.append(f"{self._speed(now):.0f} tok/s")
+        left = self._left(now)
+        if left is not None:
+            parts.append(f"{duration(left)} left")
+        return " · ".join([*parts, *_card_and_cost(), *([note] if note else [])])
+
+    def _speed(self, now: float) -> float:
+        return self._tokens / max(now - self._started, 1e-6)
+
+    def _left(self, now: float) -> float | None:
+        """Seconds left at the mean pace of this process; None before its first piece and after the last."""
         fresh = self._done - self._first
-        if fresh > 0 and self._done < self._total:
-            parts.append(f"{duration(elapsed / fresh * (self._total - self._done))} left")
-        return " · ".join(parts + ([note] if note else []))
+        if fresh <= 0 or self._done >= self._total:
+            return None
+        return max(now - self._started, 1e-6) / fresh * (self._total - self._done)
+
+    def _beat(self, now: float, note: str) -> None:
+        heart = heartbeat.current()
+        if heart is None:
+            return
+        left = self._left(now)
+        heart.beat(
+            label=self._label,
+            done=self._done,
+            total=self._total,
+            unit=self._unit,
+            done_here=self._done - self._first,
+            seconds_here=round(now - self._started, 1),
+            tokens_per_s=round(self._speed(now), 1) if self._tokens else None,
+            seconds_left=None if left is None else round(left, 1),
+            note=note or None,
+        )
 
     def _write(self, line: str) -> None:
         if self._stream.isatty():
@@ -71,3 +103,12 @@ class Progress:
         self._write(f"{self._line(now, '')} · {duration(now - self._started)} in all")
         if self._stream.isatty():
             self._stream.write("\n")
+
+
+def _card_and_cost() -> list[str]:
+    """Memory of the card and money so far, where there are any."""
+    memory, heart = heartbeat.card_memory(), heartbeat.current()
+    parts = [f"card {memory[0] / 2**30:.1f} of {memory[1] / 2**30:.1f} GiB"] if memory else []
+    if heart is not None and heart.cost is not None:
+        parts.append(f"cost {heart.cost:.2f}")
+    return parts

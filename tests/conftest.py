@@ -15,8 +15,9 @@ os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
 
 import pytest
 
-# Reasons that are no missing part of an installation: data that does not ship, and what a processor cannot do.
-ALLOWED_SKIPS = ("shared data", "shared/data", "this CPU")
+# Reasons that are no missing part of an installation: data that does not ship, what a processor cannot do, and Unsloth,
+# which cannot be installed beside the newest transformers and is tested in a second environment.
+ALLOWED_SKIPS = ("shared data", "shared/data", "this CPU", "in an environment of its own")
 
 
 @dataclass(frozen=True)
@@ -41,7 +42,7 @@ def _one_thread() -> None:
 @pytest.fixture(autouse=True)
 def _own_signals() -> Iterator[None]:
     """A stage's command, run here and not in a process of its own, leaves no handlers behind."""
-    before = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
+    before = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)}
     yield
     for number, handler in before.items():
         signal.signal(number, handler)

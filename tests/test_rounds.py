@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import shutil
 import signal
 import subprocess
@@ -21,7 +22,9 @@ from tiny_models import packaged_source, save_tiny, shared_cache
 
 from ssd_lite.recipe_file import differences
 from ssd_lite.records import Sample, SamplingSettings
+from ssd_lite.run_folder import RunFolder
 from ssd_lite.stages.round_numbers import best_round, changes, numbers, reason_to_stop
+from ssd_lite.stages.round_status import status_with_rounds
 from ssd_lite.stages.rounds import _reason, round_recipe
 from ssd_lite.stages.rounds_section import rounds_section, rounds_table
 
@@ -112,6 +115,20 @@ def test_rounds_are_shown_with_their_ending(tmp_path: Path) -> None:
     assert "Take &lt;care&gt;." in page
 
 
+def test_each_figure_that_stops_the_rounds_is_drawn(tmp_path: Path) -> None:
+    rounds = [one_round(name, rate, 40, seed) for seed, (name, rate) in enumerate(STEPS)]
+    result = {"rounds": rounds, "changes": [], "stopped": None, "best": "1", "warning": "w"}
+    (tmp_path / "rounds.json").write_text(json.dumps(result))
+    page = rounds_section(tmp_path)
+    for name in ("pass@1", "distinct-2", "self-BLEU", "entropy"):
+        drawing = re.findall(rf'<svg [^>]*aria-label="{name} by round".*?</svg>', page, re.DOTALL)[0]
+        assert re.findall(r">(base|\d)</text>", drawing)[-5:] == [name for name, _ in STEPS]
+        assert (drawing.count("whisker base"), drawing.count("whisker tuned")) == (1, 4)
+    one = {"distinct_2": None, "self_bleu": None}  # one completion a problem has no diversity
+    (tmp_path / "rounds.json").write_text(json.dumps({**result, "rounds": [{**found, **one} for found in rounds]}))
+    assert rounds_section(tmp_path).count("<svg") == 2
+
+
 SMALL = (
     "threads=1",
     "model.gguf_type=f16",
@@ -142,6 +159,14 @@ def test_three_rounds_killed_in_the_second_and_gone_on_with(tmp_path: Path) -> N
     process.send_signal(signal.SIGKILL)
     process.wait()
     wait_until_free(out)
+    seen = status_with_rounds(RunFolder.open(out))
+    assert (seen["rounds"]["asked"], list(seen["rounds"]["made"])) == (3, ["2"])
+    assert seen["rounds"]["made"]["2"]["next"] in (
+        "train",
+        "merge",
+        "evaluate",
+    )  # the orphan may finish it
+    assert seen["heartbeat"]["state"] == "working"  # and no more "done", though the run itself is
     done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=400)
     assert done.returncode == 0, done.stdout + done.stderr
     assert "are unpublished" in done.stdout
@@ -156,6 +181,10 @@ def test_three_rounds_killed_in_the_second_and_gone_on_with(tmp_path: Path) -> N
     assert json.loads((second / "manifest.json").read_text())["model"]["name"] == str(out / "merged")
     assert (out / "samples.jsonl").read_text() != (second / "samples.jsonl").read_text()
     assert "<h2>Rounds</h2>" in (out / "report.html").read_text()
+    assert 'aria-label="pass@1 by round"' in (out / "report.html").read_text()
+    seen = status_with_rounds(RunFolder.open(out))
+    assert all(one["next"] is None for one in seen["rounds"]["made"].values())
+    assert (seen["rounds"]["result"], seen["heartbeat"]["state"]) == (result, "done")
     page = (out / "report.html").stat().st_mtime
     again = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=100)
     assert "] sample" not in again.stdout

@@ -11,8 +11,10 @@ import pytest
 
 from ssd_lite.stages.svg_plots import (
     Axis,
+    Point,
     Rate,
     bin_edges,
+    course,
     curve,
     histogram,
     intervals,
@@ -126,6 +128,32 @@ def test_intervals_stand_in_their_rows() -> None:
     assert [y for _, _, y in lines] == sorted({y for _, _, y in lines})  # no two on one line
 
 
+def test_a_course_stands_above_its_names() -> None:
+    points = [Point("base", 40, 30, 50), Point("1", 60, 50, 70), Point("2", 20, 0, 30)]
+    drawing = course(points, "t", "round", "pass@1 in %")
+    whiskers = re.findall(r'whisker (\w+)" x1="([\d.]+)" x2="([\d.]+)" y1="([\d.]+)" y2="([\d.]+)"', drawing)
+    assert [found[0] for found in whiskers] == ["base", "tuned", "tuned"]
+    places = {name: float(x) for x, name in re.findall(r'<text x="([\d.]+)" y="218" [^>]*>([^<]+)<', drawing)}
+    assert [float(found[1]) for found in whiskers] == [places["base"], places["1"], places["2"]]
+    assert all(left == right for _, left, right, _, _ in whiskers)
+    lows, highs = [float(found[3]) for found in whiskers], [float(found[4]) for found in whiskers]
+    assert lows[2] == 202  # nothing is negative, so the axis starts at 0
+    assert lows[1] == highs[0]  # both are 50
+    assert [low > high for low, high in zip(lows, highs, strict=True)] == [True] * 3
+    line = [float(pair.split(",")[1]) for pair in re.findall(r'polyline [^>]*points="([^"]+)"', drawing)[0].split()]
+    middle = float(re.findall(r'<circle class="dot base" cx="[\d.]+" cy="([\d.]+)"', drawing)[0])
+    assert line[0] == middle == pytest.approx((lows[0] + highs[0]) / 2, abs=0.1)
+
+
+def test_a_course_of_none_of_equals_and_of_many() -> None:
+    assert course([], "t", "x", "y") == ""
+    assert "nan" not in course([Point("base", 0, 0, 0), Point("1", 0, 0, 0)], "t", "x", "y")
+    many = course([Point(str(n), n, n - 1, n + 1) for n in range(30)], "t", "x", "y")
+    names = re.findall(r'y="218" [^>]*>([^<]+)<', many)
+    assert names == [str(n) for n in range(0, 30, 3)]
+    assert many.count("whisker") == 30
+
+
 def test_an_axis_is_linear() -> None:
     axis = Axis(10, 20, 100, 0)
     assert [axis.at(x) for x in (10, 15, 20)] == [100, 50, 0]
@@ -137,6 +165,7 @@ def test_names_are_escaped_and_the_drawing_is_well_formed(name: str) -> None:
         histogram({"base": [1, 2], "tuned": [2, 3]}, name, name),
         curve([(1, 1), (2, 2)], name, name, name),
         intervals([Rate(name, "base", 0.5, 0.4, 0.6)], name, name),
+        course([Point(name, 0.5, 0.4, 0.6)], name, name, name),
     ):
         root = ElementTree.fromstring(drawing)
         assert root.get("aria-label") == name

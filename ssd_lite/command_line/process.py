@@ -36,8 +36,11 @@ def let_threads_sleep() -> None:
 
 
 @contextmanager
-def opened_run(folder: Path) -> Iterator[RunFolder]:
-    """The run at `folder`, locked for this process, or under the lock that `ssd-lite run` handed down."""
+def opened_run(folder: Path, stage: str) -> Iterator[RunFolder]:
+    """The run at `folder`, locked for this process, or under the lock that `ssd-lite run` handed down.
+
+    `stage` is what the heartbeat says this process works at.
+    """
     from ssd_lite.run_folder import RunFolder
     from ssd_lite.run_lock import run_lock
 
@@ -48,7 +51,8 @@ def opened_run(folder: Path) -> Iterator[RunFolder]:
     with run_lock(folder) if first else nullcontext(-1) as lock:
         _as_child(folder, lock)
         try:
-            yield run
+            with _heartbeat(run, stage) if first else nullcontext():
+                yield run
         except click.ClickException as error:
             run.log(error.format_message())
             raise
@@ -57,6 +61,27 @@ def opened_run(folder: Path) -> Iterator[RunFolder]:
         except Exception:
             run.log(traceback.format_exc())
             raise
+
+
+@contextmanager
+def _heartbeat(run: RunFolder, stage: str) -> Iterator[None]:
+    """Write the run's heartbeat while this process works, and how it ended."""
+    from ssd_lite import heartbeat
+
+    heart = heartbeat.begin(run.path, stage)
+    try:
+        yield
+    except (Stopped, KeyboardInterrupt):
+        heart.end(heartbeat.STOPPED)
+        raise
+    except click.ClickException as error:
+        heart.end(heartbeat.FAILED, error.format_message())
+        raise
+    except Exception as error:
+        heart.end(heartbeat.FAILED, f"{type(error).__name__}: {error}")
+        raise
+    else:
+        heart.end(heartbeat.STAGE_DONE)
 
 
 def _as_child(folder: Path, lock: int) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -11,11 +12,13 @@ from ssd_lite.command_line.answers import Answer, answers_json, with_example
 from ssd_lite.command_line.process import opened_run
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Sequence
 
+    from ssd_lite.command_line.limits import Ending
     from ssd_lite.run_folder import RunFolder
 
 FOLDER = click.Path(path_type=Path)
+POSITIVE = click.FloatRange(min=0, min_open=True)
 
 
 @click.command(epilog=with_example("ssd-lite run quickstart", "ssd-lite run quickstart --set train.max_steps=20"))
@@ -24,21 +27,52 @@ FOLDER = click.Path(path_type=Path)
 @click.option("--set", "settings", multiple=True, metavar="a.b=c", help="Override one key of the recipe; repeatable.")
 @click.option("--unsafe-sandbox", is_flag=True, help="Grade programs with your rights: --set evaluate.sandbox=none.")
 @click.option("--strict", is_flag=True, help="Exit with 1, at the end, where the tuned model fell behind the base.")
+@click.option("--max-hours", type=POSITIVE, metavar="H", help="Stop cleanly after so many hours of this command.")
+@click.option("--max-cost", type=POSITIVE, metavar="C", help="The same in money; needs --price.")
+@click.option("--price", type=POSITIVE, metavar="P", help="What an hour of this machine costs; shown as money so far.")
+@click.option(
+    "--then", "after", metavar="CMD", help="Shell command for the end, however it comes: done, failed, stopped."
+)
 @answers_json
 def run(
-    recipe: str, out: Path | None, settings: tuple[str, ...], unsafe_sandbox: bool, strict: bool, as_json: bool
+    recipe: str,
+    out: Path | None,
+    settings: tuple[str, ...],
+    unsafe_sandbox: bool,
+    strict: bool,
+    max_hours: float | None,
+    max_cost: float | None,
+    price: float | None,
+    after: str | None,
+    as_json: bool,
 ) -> Answer:
     """Do a whole run, from sampling to the report.
 
     The stages are sample, curate, train, merge, evaluate, export and report, one process each. Stopped or killed, the
-    same command goes on where it was; a stage that is done is skipped.
+    same command goes on where it was; a stage that is done is skipped. At a limit of hours or money, and at SIGTERM or
+    Ctrl-C, it finishes what it has in hand, saves and exits with 75.
     """
+    from ssd_lite.command_line.limits import set_limits, then
+
+    if unsafe_sandbox:
+        settings = (*settings, "evaluate.sandbox=none")
+    with then(after, out or Path("runs") / Path(recipe).stem) as ending:
+        set_limits(max_hours, max_cost, price)
+        answer = _run(recipe, out, settings, strict, as_json, ending)
+        ending.code = 0 if answer.failure is None else answer.failure.exit_code
+    if ending.then_code and answer.failure is None:
+        return replace(answer, failure=click.ClickException(f"--then ended with exit code {ending.then_code}: {after}"))
+    return answer
+
+
+def _run(recipe: str, out: Path | None, settings: Sequence[str], strict: bool, as_json: bool, ending: Ending) -> Answer:
     from ssd_lite.recipe_file import load_recipe
     from ssd_lite.stages.guard_verdict import failure
     from ssd_lite.stages.pipeline import prepare, run_all
 
-    chosen = load_recipe(recipe, [*settings, *(["evaluate.sandbox=none"] if unsafe_sandbox else [])])
+    chosen = load_recipe(recipe, settings)
     folder = prepare(out or Path("runs") / chosen.name, chosen)
+    ending.folder = folder.path
 
     def say(line: str) -> None:
         click.echo(line, err=as_json)
@@ -88,7 +122,7 @@ def curate(folder: Path, count: int | None, as_json: bool) -> Answer:
     from ssd_lite.stages.curate import curate as stage
     from ssd_lite.stages.curate import show
 
-    with opened_run(folder) as opened:
+    with opened_run(folder, "curate") as opened:
         done = stage(opened)
         shown = show(opened, count) if count else None
     dropped = ", ".join(f"{number} {reason}" for reason, number in done["dropped"].items() if number)
@@ -122,12 +156,17 @@ def train(folder: Path, as_json: bool) -> Answer:
 @click.argument("folder", metavar="DIR", type=FOLDER)
 @answers_json
 def merge(folder: Path, as_json: bool) -> Answer:
-    """Merge base and adapter into DIR/merged."""
+    """Merge base and adapter into DIR/merged.
+
+    Then says how far the merged model is from base + adapter as trained.
+    """
     from ssd_lite.stages.merge import merge as stage
+    from ssd_lite.stages.merge_check import check_lines
 
     def text(done: dict[str, Any]) -> str:
         size = f"{done['bytes'] / 1e6:.0f} MB as {done['dtype']}"
-        return f"merge: {done['changed_tensors']} tensors changed, {size}, {folder / 'merged'}"
+        line = f"merge: {done['changed_tensors']} tensors changed, {size}, {folder / 'merged'}"
+        return "\n".join([line, *check_lines(done.get("check", {}))])
 
     return _by_hand("merge", folder, stage, text)
 
@@ -152,9 +191,10 @@ def status(folder: Path, as_json: bool) -> Answer:
     """
     from ssd_lite.progress import duration
     from ssd_lite.run_folder import RunFolder
-    from ssd_lite.stages.status import status as look
+    from ssd_lite.stages.round_status import round_lines, status_with_rounds
+    from ssd_lite.stages.status import heartbeat_lines
 
-    seen = look(RunFolder.open(folder))
+    seen = status_with_rounds(RunFolder.open(folder))
     lines = [f"{seen['name']} in {seen['run']}"]
     for stage, entry in seen["stages"].items():
         state = f"done {entry['finished']}, {duration(entry['seconds'])}" if entry["done"] else "-"
@@ -166,6 +206,8 @@ def status(folder: Path, as_json: bool) -> Answer:
     lines += [f"last step {step['step']}: {_course(step)}"] if step else []
     user = seen["in_use_by"]
     lines.append(f"in use by process {user['pid']} since {user['since']}" if user else "no process works in it")
+    lines += heartbeat_lines(seen["heartbeat"], bool(user))
+    lines += round_lines(seen["rounds"])
     if seen["leftovers"] and not user:
         lines.append(f"half-written by a killed process, may be deleted: {', '.join(seen['leftovers'])}")
     return Answer(seen, "\n".join(lines))
@@ -178,6 +220,6 @@ def _course(step: dict[str, Any]) -> str:
 def _by_hand(
     stage: str, folder: Path, work: Callable[[RunFolder], dict[str, Any]], text: Callable[[dict[str, Any]], str]
 ) -> Answer:
-    with opened_run(folder) as opened:
+    with opened_run(folder, stage) as opened:
         done = work(opened)
     return Answer({"stage": stage, **done}, text(done))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import difflib
+import re
 from dataclasses import dataclass
 from functools import cache
 from importlib import resources
@@ -60,3 +61,10 @@ def machine(key: str | None) -> Machine:
         guess = f"; did you mean {close[0]!r}?" if close else ""
         raise UserError(f"no card named {key!r}{guess}", where="--gpu", next_step=f"Known: cpu, {', '.join(cards())}.")
     return found
+
+
+def card_called(name: str, memory_bytes: int) -> Machine | None:
+    """The card that a driver calls `name`, such as "NVIDIA A100-SXM4-40GB"; of several the one nearest in memory."""
+    words = set(re.findall(r"[a-z0-9]+", name.lower()))
+    found = [card for card in cards().values() if card.key.split("-")[0].removeprefix("rtx") in words]
+    return min(found, key=lambda card: abs(card.memory_bytes - memory_bytes), default=None)

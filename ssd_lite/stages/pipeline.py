@@ -3,20 +3,25 @@
 from __future__ import annotations
 
 import importlib.util
+import os
 import signal
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 import click
 
+from ssd_lite import heartbeat
 from ssd_lite.errors import EXIT_USER_ERROR, MissingLibraryError, Stopped, UserError
+from ssd_lite.interrupt import past_limit
 from ssd_lite.progress import duration
 from ssd_lite.recipe import Recipe
 from ssd_lite.run_folder import RunFolder, Stage, stages_of
 from ssd_lite.run_lock import run_lock
 from ssd_lite.stages.child import Ended, run_command, stop_signals
-from ssd_lite.stages.status import has_files
+from ssd_lite.stages.plan_watch import PlanWatch
+from ssd_lite.stages.status import has_files, holder
 
 _LIBRARIES = (
     ("torch", "train"),
@@ -74,7 +79,7 @@ def run_all(run: RunFolder, *, say: Callable[[str], None], stdout: int | None = 
     Returns the stages' summaries, which of them ran now, and the table of the report. Raises Stopped after a signal,
     UserError where a stage found something to mend, StageFailed for a stage that broke.
     """
-    with stop_signals() as asked:
+    with stop_signals() as asked, last_word(run.path):
         ran = run_stages(run, stages_of(run.recipe), asked, say=say, stdout=stdout)
     from ssd_lite.stages.report import table
 
@@ -100,10 +105,10 @@ def run_stages(
         for number, stage in enumerate(stages, start=1):
             if is_done(run, stage):
                 continue
-            if asked:
-                raise Stopped(f"The run stopped before the stage {stage!r}.")
+            if asked or past_limit():
+                raise Stopped(f"The run stopped before the stage {stage!r}{_why()}.")
             say(f"[{number}/{len(stages)}] {stage}")
-            ended = run_command([stage, str(run.path)], lock, stdout, asked)
+            ended = run_command([stage, str(run.path)], lock, stdout, asked, PlanWatch(run, stage, say))
             _remember(run, stage, ended)
             _check(run, stage, ended)
             ran[stage] = round(ended.seconds, 1)
@@ -128,7 +133,7 @@ def _check(run: RunFolder, stage: Stage, ended: Ended) -> None:
         return
     run.log(f"run: the stage {stage} ended with exit code {ended.code}")
     if ended.stopped:
-        raise Stopped(f"The run stopped in the stage {stage!r}.")
+        raise Stopped(f"The run stopped in the stage {stage!r}{_why()}.")
     if ended.code == EXIT_USER_ERROR:
         raise UserError(
             f"the stage {stage!r} cannot go on; its error stands above.",
@@ -142,6 +147,29 @@ def _check(run: RunFolder, stage: Stage, ended: Ended) -> None:
     else:
         how = f"ended with exit code {ended.code}" if ended.code else "ended without its result"
     raise StageFailed(f"{run.path}: the stage {stage!r} {how}. Its traceback is above and in {run.log_file}.")
+
+
+def _why() -> str:
+    return ", because its limit of time or money is reached" if past_limit() else ""
+
+
+@contextmanager
+def last_word(folder: Path) -> Iterator[None]:
+    """Write into the heartbeat how the run ended, where the process of a stage could not.
+
+    A command that is refused because another process works in the run has no word in it.
+    """
+    try:
+        yield
+    except BaseException as error:
+        user = holder(folder)
+        if user is None or user["pid"] == os.getpid():
+            shown = error.format_message() if isinstance(error, click.ClickException) else None
+            stopped = isinstance(error, Stopped | KeyboardInterrupt | SystemExit)
+            words = None if stopped else shown or f"{type(error).__name__}: {error}"
+            heartbeat.finish(folder, heartbeat.STOPPED if stopped else heartbeat.FAILED, words)
+        raise
+    heartbeat.finish(folder, heartbeat.DONE)
 
 
 def _signal_name(number: int) -> str:

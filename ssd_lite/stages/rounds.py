@@ -3,10 +3,14 @@
 from __future__ import annotations
 
 import json
+import os
 import shutil
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
 from typing import Any
 
+from ssd_lite import heartbeat
 from ssd_lite.atomic import write_json
 from ssd_lite.recipe import Recipe
 from ssd_lite.recipe_file import validate
@@ -14,9 +18,10 @@ from ssd_lite.run_folder import ArmFolder, RunFolder, Stage, stages_of
 from ssd_lite.run_lock import run_lock
 from ssd_lite.stages.answers import read_samples
 from ssd_lite.stages.child import stop_signals
-from ssd_lite.stages.pipeline import run_stages
+from ssd_lite.stages.pipeline import last_word, run_stages
 from ssd_lite.stages.report import report
 from ssd_lite.stages.round_numbers import Numbers, best_round, changes, numbers, reason_to_stop, shown
+from ssd_lite.stages.round_status import ASKED_KEY
 from ssd_lite.stages.rounds_section import ROUNDS_FILE
 
 WARNING = (
@@ -36,7 +41,10 @@ def run_rounds(run: RunFolder, count: int, *, say: Say, stdout: int | None = Non
     found = [_numbers("base", run, "base", seed), _numbers("1", run, "tuned", seed)]
     made = [changes(found[0], found[1], seed)]
     before, stopped = run, None
-    with stop_signals() as asked:
+    # The run is locked beside its rounds, so that a second command meets the lock and leaves the heartbeat alone.
+    with stop_signals() as asked, run_lock(run.path), last_word(run.path), _news_for(run.path):
+        run.note(ASKED_KEY, count)
+        heartbeat.finish(run.path, heartbeat.WORKING)  # the run was done, and goes on
         for number in range(2, count + 1):
             inner = _prepare(run, before, number)
             say(f"Round {number} of {count}, from {before.merged}:")
@@ -50,9 +58,18 @@ def run_rounds(run: RunFolder, count: int, *, say: Say, stdout: int | None = Non
         if result["best"] not in ("base", "1"):
             best = RunFolder.open(run.path / "rounds" / result["best"])
             run_stages(best, ("export",), asked, say=say, stdout=stdout)
-        with run_lock(run.path):
-            _write(run, result)
+        _write(run, result)
     return result
+
+
+@contextmanager
+def _news_for(folder: Path) -> Iterator[None]:
+    """The heartbeats of the rounds go to the run too: it is what watchers look at."""
+    os.environ[heartbeat.PARENT] = str(folder.absolute())
+    try:
+        yield
+    finally:
+        del os.environ[heartbeat.PARENT]
 
 
 def _write(run: RunFolder, result: dict[str, Any]) -> None:

@@ -7,10 +7,17 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from ssd_lite.stages.report_html import paragraph, section, table
+from ssd_lite.stages import svg_plots
+from ssd_lite.stages.report_html import figure, paragraph, section, table
 from ssd_lite.stages.report_words import bounds, percent
 
 ROUNDS_FILE = "rounds.json"
+_INTERVAL = "with its 95 % interval over the problems"
+# What the rounds stop by, beside pass@k (`round_numbers.changes`), and how to read it.
+_DIVERSITY = {
+    "distinct_2": ("distinct-2", "higher is more varied"),
+    "self_bleu": ("self-BLEU", "lower is more varied"),
+}
 
 
 def rounds_section(run_path: Path) -> str:
@@ -23,7 +30,10 @@ def rounds_section(run_path: Path) -> str:
     return section(
         "Rounds",
         paragraph(str(result["warning"])),
-        paragraph(_ending(result)),
+        paragraph(ending(result)),
+        '<div class="plots">',
+        *_plots(result["rounds"]),
+        "</div>",
         table(head, body, caption="The tuned model of each round on the evaluation set; round 1 is this run."),
     )
 
@@ -39,14 +49,36 @@ def rounds_table(result: Mapping[str, Any]) -> str:
     rows = _rows(result["rounds"])
     widths = [max(len(row[column]) for row in rows) for column in range(len(rows[0]))]
     lines = ["  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip() for row in rows]
-    return "\n".join([*lines, "", _ending(result)])
+    return "\n".join([*lines, "", ending(result)])
 
 
-def _ending(result: Mapping[str, Any]) -> str:
+def ending(result: Mapping[str, Any]) -> str:
+    """How the rounds ended and which of them is the best."""
     stopped = result["stopped"]
     how = f"{stopped[0].upper()}{stopped[1:]}." if stopped else f"All {len(result['rounds']) - 1} rounds were run."
     best = "the base" if result["best"] == "base" else f"round {result['best']}"
     return f"{how} Best pass@k: {best}. Every round stays on disk."
+
+
+def _plots(rounds: Sequence[Mapping[str, Any]]) -> list[str]:
+    """Small plots of the figures that the rounds stop by and of the entropy; none for a diversity not measured."""
+    k = min(rounds[0]["pass_at_k"], key=int)
+    passes = [_point(one["round"], one["pass_at_k"][k], 100) for one in rounds]
+    drawings = [_figure(passes, f"pass@{k}", f"pass@{k} in %", f"pass@{k} {_INTERVAL}; higher is better")]
+    for key, (name, reading) in _DIVERSITY.items():
+        points = [_point(one["round"], one[key], 1) for one in rounds if one[key] is not None]
+        drawings.append(_figure(points, name, name, f"{name} {_INTERVAL}; {reading}"))
+    laws = [svg_plots.Point(one["round"], *[one["entropy"]] * 3) for one in rounds]
+    caption = "Mean entropy of the laws that the tokens were drawn from; lower is more certain"
+    return [*drawings, _figure(laws, "entropy", "entropy in nats", caption)]
+
+
+def _figure(points: Sequence[svg_plots.Point], name: str, y_label: str, caption: str) -> str:
+    return figure(svg_plots.course(points, f"{name} by round", "round", y_label), f"{caption}.")
+
+
+def _point(name: str, found: Mapping[str, float], scale: float) -> svg_plots.Point:
+    return svg_plots.Point(name, scale * found["mean"], scale * found["low"], scale * found["high"])
 
 
 def _rows(rounds: Sequence[Mapping[str, Any]]) -> list[list[str]]:

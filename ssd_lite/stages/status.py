@@ -5,17 +5,20 @@ from __future__ import annotations
 import fcntl
 import json
 import os
+import time
 from pathlib import Path
 from typing import Any
 
+from ssd_lite import heartbeat
 from ssd_lite.atomic import is_whole, leftovers
 from ssd_lite.journal import decode_line
+from ssd_lite.progress import duration
 from ssd_lite.run_folder import RunFolder, Stage, stages_of
 from ssd_lite.run_lock import LOCK_FILE
 
 
 def status(run: RunFolder) -> dict[str, Any]:
-    """Stages with their seconds, journal lines so far, the holder of the lock, the last line of metrics.jsonl.
+    """Stages with their seconds, journal lines so far, the holder of the lock, the heartbeat, the last training step.
 
     Reads only; a torn last line is left out. `next` is the first stage that is not done, None where all are.
     """
@@ -39,6 +42,7 @@ def status(run: RunFolder) -> dict[str, Any]:
         "counts": counts,
         "arms": arms,
         "in_use_by": holder(run.path),
+        "heartbeat": heartbeat.read(run.path),
         "last_step": last_record(run.metrics),
         "leftovers": [path.name for path in leftovers(run.path)],
     }
@@ -89,6 +93,27 @@ def last_record(path: Path) -> dict[str, Any] | None:
         return decode_line(whole[-1]) if whole else None
     except ValueError:
         return None
+
+
+def heartbeat_lines(beat: dict[str, Any] | None, in_use: bool) -> list[str]:
+    """The heartbeat for people: pace, card, money, how old it is. That a process works is `in_use`, the lock's word."""
+    if beat is None:
+        return []
+    parts = [f"{beat['label']}: {beat['done']}/{beat['total']} {beat['unit']}"] if beat.get("label") else []
+    parts += [f"{beat['tokens_per_s']:.0f} tok/s"] if beat.get("tokens_per_s") else []
+    parts += [beat["note"]] if beat.get("note") else []
+    if beat.get("card_total_bytes"):
+        parts.append(f"card {beat['card_used_bytes'] / 2**30:.1f} of {beat['card_total_bytes'] / 2**30:.1f} GiB")
+    parts += [f"{duration(beat['seconds_left'])} left"] if beat.get("seconds_left") and in_use else []
+    parts += [f"{duration(beat['run_seconds'])} in all"]
+    parts += [f"cost {beat['cost']:.2f}"] if beat.get("cost") is not None else []
+    state, age = beat["state"], duration(max(0.0, time.time() - beat["updated_unix"]))
+    if state == heartbeat.WORKING and not in_use:
+        state = "ended without a word (killed?)"
+    return [
+        f"{beat['stage']}, {state}, {age} ago: {' · '.join(parts)}",
+        *([beat["error"]] if beat.get("error") else []),
+    ]
 
 
 def holder(folder: Path) -> dict[str, Any] | None:

@@ -1,4 +1,4 @@
-"""Plots as inline SVG: histograms of two arms, a loss curve, and rates with their intervals. Colours come from CSS."""
+"""Plots as inline SVG: histograms of two arms, curves, and values with their intervals. Colours come from CSS."""
 
 from __future__ import annotations
 
@@ -18,6 +18,16 @@ class Rate:
 
     row: str
     series: str
+    mean: float
+    low: float
+    high: float
+
+
+@dataclass(frozen=True)
+class Point:
+    """A value with its interval, drawn above its name."""
+
+    name: str
     mean: float
     low: float
     high: float
@@ -120,6 +130,32 @@ def curve(points: Sequence[tuple[float, float]], title: str, x_label: str, y_lab
     return _svg(body, TOP + _PLOT_HEIGHT + BOTTOM, title)
 
 
+def course(points: Sequence[Point], title: str, x_label: str, y_label: str) -> str:
+    """Values with their intervals from left to right, joined by a thin line; the first is the base's.
+
+    The y axis spans the intervals and no more, so it need not start at 0. Above 12 points not every name is written.
+    """
+    if not points:
+        return ""
+    low = min(min(point.low, point.mean) for point in points)
+    high = max(max(point.high, point.mean) for point in points)
+    margin = (high - low) * 0.06 or max(0.5, abs(low) * 0.1)
+    bottom = max(0.0, low - margin) if low >= 0 else low - margin
+    x = Axis(-0.5, len(points) - 0.5, LEFT + 10, WIDTH - RIGHT)  # numbers such as 0.015 are wide
+    y = Axis(bottom, high + margin, TOP + _PLOT_HEIGHT, TOP)
+    every = math.ceil(len(points) / 12)
+    names = {float(place): point.name for place, point in enumerate(points) if place % every == 0}
+    body = _frame(x, y, x_label, y_label, names=names)
+    means = [point.mean for point in points]
+    body += f'<polyline class="line faint" points="{_points(range(len(points)), means, x, y)}"/>'
+    for place, point in enumerate(points):
+        series, across = "tuned" if place else "base", _n(x.at(place))
+        ends = f'y1="{_n(y.at(point.low))}" y2="{_n(y.at(point.high))}"'
+        body += f'<line class="whisker {series}" x1="{across}" x2="{across}" {ends}/>'
+        body += _mark(not place, series, x.at(place), y.at(point.mean))
+    return _svg(body, TOP + _PLOT_HEIGHT + BOTTOM, title)
+
+
 def intervals(rates: Sequence[Rate], title: str, x_label: str, *, left: int = 96) -> str:
     """Rates as points with their intervals on an axis from 0 to 100 %, the series of a row below each other.
 
@@ -158,16 +194,20 @@ def _mark(first: bool, name: str, x: float, y: float) -> str:
     return f'<path class="dot {name}" d="{path}"/>'
 
 
-def _frame(x: Axis, y: Axis, x_label: str, y_label: str, *, whole_x: bool = False) -> str:
-    """Grid lines, numbers and names of both axes."""
+def _frame(
+    x: Axis, y: Axis, x_label: str, y_label: str, *, whole_x: bool = False, names: Mapping[float, str] | None = None
+) -> str:
+    """Grid lines, numbers and names of both axes; `names` stand at their places on x instead of numbers."""
     parts = [
         f'<line class="grid" x1="{_n(x.start)}" x2="{_n(x.end)}" y1="{_n(y.at(tick))}" y2="{_n(y.at(tick))}"/>'
         f'<text x="{_n(x.start - 6)}" y="{_n(y.at(tick) + 4)}" text-anchor="end">{tick:g}</text>'
         for tick in ticks(y.low, y.high, 4)
     ]
-    across = [tick for tick in ticks(x.low, x.high) if not whole_x or tick == round(tick)]
+    if names is None:
+        names = {tick: f"{tick:g}" for tick in ticks(x.low, x.high) if not whole_x or tick == round(tick)}
     parts += [
-        f'<text x="{_n(x.at(tick))}" y="{_n(y.start + 16)}" text-anchor="middle">{tick:g}</text>' for tick in across
+        f'<text x="{_n(x.at(place))}" y="{_n(y.start + 16)}" text-anchor="middle">{escape(name)}</text>'
+        for place, name in names.items()
     ]
     parts.append(f'<line class="axis" x1="{_n(x.start)}" x2="{_n(x.end)}" y1="{_n(y.start)}" y2="{_n(y.start)}"/>')
     middle = _n((x.start + x.end) / 2)
