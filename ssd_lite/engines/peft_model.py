@@ -34,7 +34,7 @@ def build_model(folder: Path, settings: Train) -> nn.Module:
     Raises UserError for modules the model does not have and for a rank above its hidden size.
     """
     torch.manual_seed(settings.seed)
-    base = _load_base(folder, settings.method)
+    base = load_base(folder, settings.method)
     if settings.method == "full":
         base.requires_grad_(True)
         network: nn.Module = base
@@ -54,7 +54,8 @@ def _recompute_activations(base: Any) -> None:
         base.gradient_checkpointing_enable(gradient_checkpointing_kwargs=options)
 
 
-def _load_base(folder: Path, method: str) -> Any:
+def load_base(folder: Path, method: str) -> Any:
+    """The base in `folder` as `method` trains on it: NF4 for qlora, else bfloat16 on a card and float32 without."""
     from transformers import AutoModelForCausalLM
     from transformers.utils import logging
 
@@ -109,14 +110,7 @@ def prepare_quantised(base: nn.Module) -> None:
 def _with_adapters(base: Any, settings: Train) -> nn.Module:
     from peft import LoraConfig, get_peft_model
 
-    hidden_size = base.config.get_text_config().hidden_size
-    if settings.lora_r > hidden_size:
-        raise UserError(
-            f"rank {settings.lora_r} is above the model's hidden size {hidden_size}.",
-            where="train.lora_r",
-            next_step="Set a smaller rank; 8 to 64 are usual.",
-        )
-    _check_targets(base, settings.lora_target_modules)
+    check_adapter(base, settings)
     config = LoraConfig(
         task_type="CAUSAL_LM",
         r=settings.lora_r,
@@ -134,7 +128,16 @@ def _with_adapters(base: Any, settings: Train) -> nn.Module:
     return network
 
 
-def _check_targets(base: Any, targets: list[str] | str) -> None:
+def check_adapter(base: Any, settings: Train) -> None:
+    """Raise UserError for a rank above the model's hidden size, and for modules that the model does not have."""
+    hidden_size = base.config.get_text_config().hidden_size
+    if settings.lora_r > hidden_size:
+        raise UserError(
+            f"rank {settings.lora_r} is above the model's hidden size {hidden_size}.",
+            where="train.lora_r",
+            next_step="Set a smaller rank; 8 to 64 are usual.",
+        )
+    targets = settings.lora_target_modules
     if isinstance(targets, str):
         return
     head = base.get_output_embeddings()

@@ -16,6 +16,7 @@ from ssd_lite.atomic import is_whole, new_folder
 from ssd_lite.engines.batching import BatchShape, MicroBatches, TrainingRow, plan_batches, sample_order
 from ssd_lite.engines.checkpoints import check_writable, newest_whole, step_of
 from ssd_lite.engines.devices import enough_card_memory
+from ssd_lite.engines.engine_choice import Engine
 from ssd_lite.engines.loss_model import LossModel
 from ssd_lite.engines.peft_model import BaseModel, build_model, save_trained
 from ssd_lite.engines.resumable_trainer import Schedule
@@ -47,10 +48,13 @@ def train_model(
     files: TrainingFiles,
     settings: Train,
     *,
+    engine: Engine = "peft",
     threads: int | None = None,
     temperature: float = 1.0,
 ) -> dict[str, Any]:
     """Train on `rows` from the base in `folder` and publish the result as `files.adapter`; returns what it counted.
+
+    `engine` builds the model; for unsloth its `prepare` came before this module was imported.
 
     Goes on from the newest whole checkpoint. `threads` None tunes the number of CPU threads while it works;
     `temperature` is the teacher's, for the terms of the loss where rows keep its laws. Raises Stopped when a
@@ -59,7 +63,7 @@ def train_model(
     check_adapter_place(files.adapter)
     check_writable(files.checkpoints)
     prepare_trackers(settings.report_to, files.metrics.parent)
-    model = LossModel(build_model(folder, settings))
+    model = LossModel(_build(engine, folder, settings))
     change = WeightChange(model.network)
     tuner = None if torch.cuda.is_available() else ThreadTuner(torch.set_num_threads, threads)
     model.check_head()
@@ -88,6 +92,14 @@ def train_model(
     if trainer.is_world_process_zero():
         publish(model.network, files.adapter, base)
     return {**summarise(log.records), "change_norm": moved, "device": str(arguments.device)}
+
+
+def _build(engine: Engine, folder: Path, settings: Train) -> torch.nn.Module:
+    if engine == "unsloth":
+        from ssd_lite.engines import unsloth_model
+
+        return unsloth_model.build_model(folder, settings)
+    return build_model(folder, settings)
 
 
 def publish(network: Any, folder: Path, base: BaseModel) -> None:

@@ -20,6 +20,7 @@ from ssd_lite.stages.base_model import base_model
 
 if TYPE_CHECKING:
     from ssd_lite.engines.batching import TrainingRow
+    from ssd_lite.engines.engine_choice import Choice
     from ssd_lite.engines.targets import Targets
 
 
@@ -39,6 +40,7 @@ def train(run: RunFolder) -> dict[str, Any]:
     run.require("curate")
     settings = run.recipe.train
     rows = read_rows(run.train_rows, settings.max_length, run.targets, soft=settings.target == "soft")
+    chosen = choose(run)  # before transformers is imported
     from ssd_lite.engines.model_source import hf_folder
     from ssd_lite.engines.peft_model import BaseModel
     from ssd_lite.engines.trainer import TrainingFiles, train_model
@@ -54,13 +56,30 @@ def train(run: RunFolder) -> dict[str, Any]:
         base,
         files,
         run.recipe.train,
+        engine=chosen.engine,
         threads=run.recipe.threads,
         temperature=run.recipe.sample.temperature,
     )
-    summary = {"method": run.recipe.train.method, "engine": "peft", **summary, "peak_rss_bytes": peak_rss_bytes()}
+    about = {"method": run.recipe.train.method, "engine": chosen.engine, "engine_reason": chosen.reason}
+    summary = {**about, **summary, "peak_rss_bytes": peak_rss_bytes()}
     if os.environ.get("RANK", "0") == "0":  # under `accelerate launch` one process writes
         run.finish("train", summary, time.monotonic() - started)
     return summary
+
+
+def choose(run: RunFolder) -> Choice:
+    """The engine that trains, said in the log; Unsloth is imported by this. Raises UserError as `choose_engine`."""
+    from ssd_lite.engines.engine_choice import Machine, choose_engine
+
+    chosen = choose_engine(run.recipe.train, Machine.here())
+    line = f"train: engine {chosen.engine}, because {chosen.reason}"
+    run.log(line)
+    print(line, file=sys.stderr, flush=True)
+    if chosen.engine == "unsloth":
+        from ssd_lite.engines import unsloth_model
+
+        unsloth_model.prepare(run.path / "unsloth_compiled")
+    return chosen
 
 
 def read_rows(path: Path, max_length: int, targets: Path, *, soft: bool = False) -> list[TrainingRow]:
