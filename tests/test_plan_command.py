@@ -3,17 +3,15 @@
 from __future__ import annotations
 
 import json
-import os
 import subprocess
 import sys
-import threading
 from collections.abc import Iterator
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from typing import Any
 
 import pytest
 from click.testing import CliRunner, Result
+from hub_server import Hub, running
 
 from ssd_lite.cli import main
 from ssd_lite.journal import encode_line
@@ -179,43 +177,6 @@ def test_a_run_that_has_begun_is_planned_with_what_it_measured(tmp_path: Path) -
     assert run(str(folder.path), "--set", "a.b=c").exit_code == 2
 
 
-class Hub(ThreadingHTTPServer):
-    """Serves files as one model repository."""
-
-    def __init__(self, files: dict[str, bytes]) -> None:
-        super().__init__(("127.0.0.1", 0), Handler)
-        self.files, self.sent = files, 0
-
-
-class Handler(BaseHTTPRequestHandler):
-    server: Hub
-
-    def log_message(self, *_: object) -> None:
-        return
-
-    def do_HEAD(self) -> None:
-        self.do_GET()
-
-    def do_GET(self) -> None:
-        name = self.path.partition("?")[0].rpartition("/")[2]
-        content = self.server.files.get(name)
-        if content is None:
-            self.send_error(404)
-            return
-        part, status = content, 200
-        if requested := self.headers.get("Range"):
-            first, _, last = requested.removeprefix("bytes=").partition("-")
-            part, status = content[int(first) : int(last) + 1 if last else None], 206
-        self.send_response(status)
-        headers = {"Content-Length": str(len(part)), "ETag": '"e"', "X-Repo-Commit": "c0ffee" + "0" * 34}
-        for key, text in headers.items():
-            self.send_header(key, text)
-        self.end_headers()
-        if self.command != "HEAD":
-            self.wfile.write(part)
-            self.server.sent += len(part)
-
-
 @pytest.fixture
 def hub(tmp_path: Path) -> Iterator[Hub]:
     pytest.importorskip("huggingface_hub")
@@ -223,23 +184,13 @@ def hub(tmp_path: Path) -> Iterator[Hub]:
     from tiny_models import save_tiny
 
     folder = save_tiny(tmp_path / "m", "qwen3", vocab_size=4096, hidden_size=256)
-    server = Hub({name: (folder / name).read_bytes() for name in ("config.json", "model.safetensors")})
-    thread = threading.Thread(target=server.serve_forever, daemon=True)
-    thread.start()
-    yield server
-    server.shutdown()
-    server.server_close()
-    thread.join()
+    files = {name: (folder / name).read_bytes() for name in ("config.json", "model.safetensors")}
+    with running(Hub(files)) as server:
+        yield server
 
 
 def test_a_hub_model_is_planned_from_its_config_and_headers_without_its_weights(hub: Hub, tmp_path: Path) -> None:
-    env = {
-        **{key: value for key, value in os.environ.items() if not key.startswith(("HF_", "HUGGING"))},
-        "HF_ENDPOINT": f"http://127.0.0.1:{hub.server_address[1]}",
-        "HF_HOME": str(tmp_path / "hub"),
-        "HF_HUB_DISABLE_TELEMETRY": "1",
-        "NO_PROXY": "127.0.0.1",
-    }
+    env = hub.environment(tmp_path / "hub", None)
     words = ["plan", "quickstart", "--set", "model.name=some/model", "--json"]
     code = f"from ssd_lite.cli import main; main({words!r})"
     done = subprocess.run([sys.executable, "-c", code], env=env, capture_output=True, text=True, check=False)

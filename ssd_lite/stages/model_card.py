@@ -3,14 +3,21 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
+
+import yaml
 
 from ssd_lite import __version__
 from ssd_lite.atomic import write_text
 from ssd_lite.recipe import Recipe
 from ssd_lite.recipe_file import dump_recipe
 from ssd_lite.run_folder import RunFolder
+from ssd_lite.stages.gguf_section import card_text
+from ssd_lite.stages.licences import licence_fields
+from ssd_lite.stages.merge_check import check_lines
+
+TAGS = ("ssd-lite", "self-distillation")
 
 
 def write_card(run: RunFolder, evaluation: Mapping[str, Any] | None, verdict: str = "") -> None:
@@ -23,21 +30,42 @@ def write_card(run: RunFolder, evaluation: Mapping[str, Any] | None, verdict: st
     write_text(run.merged / "README.md", card(run, merged, evaluation, verdict))
 
 
-def card(run: RunFolder, merged: Mapping[str, Any], evaluation: Mapping[str, Any] | None, verdict: str = "") -> str:
-    """The text of the card; `merged` is the summary of the merge stage."""
+def card(
+    run: RunFolder,
+    merged: Mapping[str, Any],
+    evaluation: Mapping[str, Any] | None,
+    verdict: str = "",
+    *,
+    front: Mapping[str, Any] | None = None,
+    use: str = "",
+    caveats: Sequence[str] = (),
+) -> str:
+    """The text of the card; `merged` is the summary of the merge stage, of an adapter alone only its key `base`.
+
+    `front` are further fields of the front matter, `use` is a section's text that says how to load what the card
+    describes, `caveats` what the verdict does not show.
+    """
     base, recipe = merged["base"], run.recipe
     stages = run.manifest().get("stages", {})
     sections = [
-        _front(base),
-        f"# {recipe.name}\n\n{_origin(base)} {_method(recipe)}",
+        front_matter({**_front(base), **(front or {})}),
+        f"# {recipe.name}\n\n{origin(base)} {_method(recipe)}",
+        *([f"## How to use it\n\n{use}"] if use else []),
         "## Decoding\n\n" + _decoding(run),
         "## How it was made\n\n" + _counts(stages, merged),
         "## Evaluation\n\n" + _evaluation(evaluation, verdict),
+        *(["What it does not show:\n\n" + "\n".join(f"- {line}" for line in caveats)] if caveats else []),
+        *_gguf(stages),
         f"## Recipe\n\nssd_lite {__version__}. `ssd-lite run recipe.yaml` with this file repeats it:\n\n"
         f"```yaml\n{dump_recipe(recipe)}```",
         "## Licence\n\n" + _licence(base),
     ]
     return "\n\n".join(sections) + "\n"
+
+
+def _gguf(stages: Mapping[str, Any]) -> list[str]:
+    said = card_text(stages.get("export", {}).get("summary", {}))
+    return [f"## GGUF\n\n{said}"] if said else []
 
 
 def _method(recipe: Recipe) -> str:
@@ -58,15 +86,23 @@ def _method(recipe: Recipe) -> str:
     return f"It was fine-tuned on {whose}, {which}, with cross-entropy on the sampled tokens. This is not SSD."
 
 
-def _front(base: Mapping[str, Any]) -> str:
-    lines = [f"{key}: {base[key]}" for key in ("license", "license_name", "license_link") if key in base]
-    if base["kind"] == "hub":
-        lines.append(f"base_model: {base['name']}")
-    lines += ["library_name: transformers", "pipeline_tag: text-generation", "tags: [ssd-lite, self-distillation]"]
-    return "---\n" + "\n".join(lines) + "\n---"
+def front_matter(fields: Mapping[str, Any]) -> str:
+    """The YAML block that the Hub reads at the top of a README.md; fields without a value are left out."""
+    values = {key: value for key, value in fields.items() if value not in (None, "", [])}
+    return "---\n" + yaml.safe_dump(values, sort_keys=False, allow_unicode=True, width=1000) + "---"
 
 
-def _origin(base: Mapping[str, Any]) -> str:
+def _front(base: Mapping[str, Any]) -> dict[str, Any]:
+    return {
+        **licence_fields(base),
+        "base_model": base["name"] if base["kind"] == "hub" else None,
+        "library_name": "transformers",
+        "pipeline_tag": "text-generation",
+        "tags": [*TAGS],
+    }
+
+
+def origin(base: Mapping[str, Any]) -> str:
     name = base["name"] if base["kind"] in ("hub", "packaged") else base["name"].rstrip("/").rsplit("/", 1)[-1]
     revision = f" at commit `{base['revision']}`" if base["revision"] else ""
     return f"Base: `{name}`{revision} ({base['note']}; SHA-256 of its weights `{base['weights_sha256']}`)."
@@ -85,10 +121,16 @@ def _counts(stages: Mapping[str, Any], merged: Mapping[str, Any]) -> str:
         counts = [f"{key} {_number(value)}" for key, value in summary.items() if _is_plain(value)]
         if counts:
             rows.append(f"| {stage} | {', '.join(counts)} |")
-    rows.append(
-        f"| merge | {merged['changed_tensors']} tensors changed, at most {_number(merged['max_abs_change'])}, "
-        f"norm of the change {_number(merged['change_norm'])}, {merged['dtype']} |"
-    )
+    if "changed_tensors" in merged:
+        onto = " onto the dequantised NF4 base" if merged.get("onto") == "dequantised" else ""
+        rows.append(
+            f"| merge | {merged['changed_tensors']} tensors changed{onto}, at most "
+            f"{_number(merged['max_abs_change'])}, norm of the change {_number(merged['change_norm'])}, "
+            f"{merged['dtype']} |"
+        )
+    check = {**stages.get("merge", {}).get("summary", {}).get("check", {})}
+    check.pop("seconds", None)
+    rows += [f"| merged against trained | {line.removeprefix('merge check: ')} |" for line in check_lines(check)]
     return "| stage | counts |\n|---|---|\n" + "\n".join(rows)
 
 
