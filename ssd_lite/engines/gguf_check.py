@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
+from ssd_lite.engines.pre_tokenizers import WITHOUT_MARKS
 from ssd_lite.engines.quantise import Vocabulary
 from ssd_lite.engines.tokenizer import ChatTokenizer
 from ssd_lite.errors import UserError
@@ -13,8 +14,10 @@ PROBES = (
     "def f(x):\n    return [i ** 2 for i in range(10)]\n\n\n\tif x == 12345:\r\n        pass",
     "I've can't WE'LL they'd 3 33 333 3333 3.14159 1e-5 ½ ٣٤٥",
     "  leading,   inner   and trailing   \n \n\n   \t\t x",
-    "naïve café 北京 привет สวัสดี 👩‍👩‍👧 🚀🚀 ''''```\"\"\"!!!!??",
+    "naïve café 北京 привет 👩‍👩‍👧 🚀🚀 ''''```\"\"\"!!!!??",
 )
+# Combining marks inside words.
+MARKS = "สวัสดี नमस्ते दुनिया مَرْحَبًا"
 
 
 def check_vocabulary(gguf: Path, folder: Path) -> None:
@@ -23,7 +26,10 @@ def check_vocabulary(gguf: Path, folder: Path) -> None:
     view = Vocabulary(gguf)
     try:
         ends = "".join(tokenizer.decode([token]) for token in tokenizer.end_ids)
-        for text in (*PROBES, ends):
+        lead = _lead(tokenizer)
+        marks = () if view.value("tokenizer.ggml.pre") in WITHOUT_MARKS else (MARKS,)
+        for text in (*PROBES, *marks, ends):
+            text = lead + text
             if view.tokenise(text, parse_special=True) != tokenizer.encode(text):
                 raise UserError(
                     f"llama.cpp tokenises {text[:40]!r} otherwise than the model's tokenizer.json.",
@@ -35,3 +41,14 @@ def check_vocabulary(gguf: Path, folder: Path) -> None:
             raise UserError(f"would not stop at {', '.join(map(repr, deaf))}.", where=str(gguf))
     finally:
         view.close()
+
+
+def _lead(tokenizer: ChatTokenizer) -> str:
+    """A control token to put before texts where only the very beginning gets a space (Metaspace "first"), else "".
+
+    llama.cpp knows no such scheme. With a chat template every prompt begins with a control token, and the file is made
+    for what follows one.
+    """
+    end = tokenizer.decode([tokenizer.end_ids[0]])
+    at_the_beginning, behind = tokenizer.encode("a"), tokenizer.encode(end + "a")[1:]
+    return end if tokenizer.chat_template is not None and at_the_beginning != behind else ""

@@ -9,16 +9,11 @@ from typing import Any
 
 from ssd_lite import __version__
 from ssd_lite.atomic import write_json
-from ssd_lite.engines.gguf_names import (
-    COMPUTED,
-    ROPE_FREQS,
-    Architecture,
-    gguf_architecture,
-    heads_to_reorder,
-    separate_rows,
-    to_checkpoint_name,
-)
-from ssd_lite.engines.gguf_settings import config_from_metadata, llama3_from_factors
+from ssd_lite.engines.gguf_architecture import Architecture, gguf_architecture
+from ssd_lite.engines.gguf_names import COMPUTED, ROPE_FREQS, to_checkpoint_name
+from ssd_lite.engines.gguf_rope import llama3_from_factors
+from ssd_lite.engines.gguf_settings import config_from_metadata
+from ssd_lite.engines.gguf_tensors import heads_to_reorder, separate_rows
 from ssd_lite.engines.gguf_tokenizer import write_tokenizer
 from ssd_lite.engines.model_cache import check_space
 from ssd_lite.engines.model_folder import SINGLE_FILE, SOURCE_FILE
@@ -117,7 +112,7 @@ def write_folder(path: Path, folder: Path, sha256: str) -> None:
 def _write_weights(source: GgufFile, config: dict[str, Any], dtype: str, file: Path) -> None:
     names: dict[str, str] = {}
     for name in source.tensors:
-        target = to_checkpoint_name(name)
+        target = to_checkpoint_name(name, source.architecture)
         if target is not None:
             names[target] = name
         elif not COMPUTED.search(name):

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from ssd_lite.atomic import write_json
-from ssd_lite.engines.gguf_vocabulary import CONTROL, UNUSED, USER_DEFINED
+from ssd_lite.engines.gguf_sentencepiece import CONTROL, UNUSED, USER_DEFINED
 from ssd_lite.engines.pre_tokenizers import cut_of, pre_tokenizer_json
 from ssd_lite.errors import UserError
 

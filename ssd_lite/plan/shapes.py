@@ -15,7 +15,11 @@ from ssd_lite.errors import UserError
 _FLOAT_BYTES = {"float32": 4, "float16": 2, "bfloat16": 2}
 # Two-matrix MLPs: up, activation, down.
 _WITHOUT_GATE = ("arcee", "apertus")
-_QK_NORM_HEAD, _QK_NORM_WHOLE = ("qwen3",), ("olmo2", "olmo3")
+# One matrix for queries, keys and values, one for gate and up.
+_FUSED = ("phi3",)
+_QK_NORM_HEAD, _QK_NORM_WHOLE = ("qwen3", "gemma3_text"), ("olmo2", "olmo3")
+# Families whose head is the embedding where config.json does not say.
+_TIED = ("gemma", "gemma2", "gemma3_text", "smollm3")
 
 
 @dataclass(frozen=True)
@@ -23,7 +27,7 @@ class Shape:
     """A dense decoder. Widths in numbers; `weight_bytes` is what a number takes in the base's checkpoint.
 
     `qk_norm` is the number of weights in a layer's norms of queries and keys, 0 without; `qkv_bias` says whether the
-    three projections have biases.
+    three projections have biases, `fused` whether they are one matrix, and gate and up another.
     """
 
     hidden: int
@@ -39,6 +43,7 @@ class Shape:
     qkv_bias: bool = False
     weight_bytes: int = 2
     context: int = 0
+    fused: bool = False
 
     @property
     def query_width(self) -> int:
@@ -51,6 +56,13 @@ class Shape:
     @property
     def modules(self) -> dict[str, tuple[int, int]]:
         """Linear modules of a layer: name → (input width, output width)."""
+        if self.fused:
+            return {
+                "qkv_proj": (self.hidden, self.query_width + 2 * self.kv_width),
+                "o_proj": (self.query_width, self.hidden),
+                "gate_up_proj": (self.hidden, 2 * self.intermediate),
+                "down_proj": (self.intermediate, self.hidden),
+            }
         gate = {"gate_proj": (self.hidden, self.intermediate)} if self.gated else {}
         return {
             "q_proj": (self.hidden, self.query_width),
@@ -131,12 +143,13 @@ def from_config(config: Mapping[str, Any], where: str) -> Shape:
         kv_heads=kv_heads,
         head_size=head_size,
         vocabulary=vocabulary,
-        tied=bool(text.get("tie_word_embeddings", config.get("tie_word_embeddings", False))),
+        tied=bool(text.get("tie_word_embeddings", config.get("tie_word_embeddings", kind in _TIED))),
         gated=kind not in _WITHOUT_GATE,
         qk_norm=2 * head_size if per_head else (heads + kv_heads) * head_size if whole else 0,
         qkv_bias=kind == "qwen2" or bool(text.get("attention_bias")),
         weight_bytes=_FLOAT_BYTES.get(str(text.get("dtype") or text.get("torch_dtype") or "bfloat16"), 2),
         context=int(text.get("max_position_embeddings") or 0),
+        fused=kind in _FUSED,
     )
 
 

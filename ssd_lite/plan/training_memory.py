@@ -112,6 +112,7 @@ def saved_per_token(shape: Shape, train: Train, *, on_card: bool) -> int:
         return inputs + attention + norms + number * (products + 1) * wide
     adapted = shape.adapted(train.lora_target_modules)
     sources = {"q_proj": "in", "k_proj": "in", "v_proj": "in", "gate_proj": "mlp", "up_proj": "mlp"}
+    sources |= {"qkv_proj": "in", "gate_up_proj": "mlp"}
     if on_card:
         inputs = sum(width for width, _ in adapted.values())
     else:  # one format: modules with the same input keep it once, the attention output is kept already
