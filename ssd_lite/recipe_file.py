@@ -65,7 +65,7 @@ def _parse(text: str, where: str) -> Any:
         raise UserError(f"is not YAML: {getattr(error, 'problem', None) or error}.", where=place) from error
 
 
-def _recipe_folder() -> Path:
+def recipe_folder() -> Path:
     """`recipes/` inside an installed package, or beside it in a source checkout."""
     package = Path(__file__).parent
     return next(f for f in (package / "recipes", package.parent / "recipes") if f.is_dir())
@@ -74,7 +74,7 @@ def _recipe_folder() -> Path:
 def packaged_recipes() -> dict[str, str]:
     """Name → YAML text of the recipes that ship with the package."""
     texts = {}
-    for entry in _recipe_folder().iterdir():
+    for entry in recipe_folder().iterdir():
         if entry.name.endswith(".yaml"):
             texts[entry.name.removesuffix(".yaml")] = entry.read_text(encoding="utf-8")
     return dict(sorted(texts.items()))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from pathlib import Path
 
 import click
 
@@ -38,6 +39,29 @@ def show(name: str, as_json: bool) -> Answer:
 
         text = dump_recipe(resolved)
     return Answer(resolved.model_dump(mode="json"), text.rstrip("\n"))
+
+
+@recipes.command(epilog=with_example("ssd-lite recipes cloud", "ssd-lite recipes cloud --copy cloud"))
+@click.argument("name", required=False)
+@click.option("--copy", "folder", type=click.Path(path_type=Path), metavar="DIR", help="Write all, or NAME, here.")
+@answers_json
+def cloud(name: str | None, folder: Path | None, as_json: bool) -> Answer:
+    """List the files for rented machines, print one, or copy them.
+
+    SkyPilot, Hugging Face Jobs, Modal, RunPod, SSH and Docker; the head of each says how to start it.
+    """
+    from ssd_lite.stages.cloud_files import cloud_file, cloud_files, copy_cloud_files, what_it_is
+
+    if folder is not None:
+        written = [str(path) for path in copy_cloud_files([name] if name else list(cloud_files()), folder)]
+        return Answer({"written": written}, "\n".join(written))
+    if name is not None:
+        text = cloud_file(name)
+        return Answer({"name": name, "text": text}, text.rstrip("\n"))
+    found = {file: what_it_is(text) for file, text in cloud_files().items()}
+    width = max(map(len, found))
+    lines = [f"{file:{width}}  {what}" for file, what in found.items()]
+    return Answer({"files": [{"name": n, "description": d} for n, d in found.items()]}, "\n".join(lines))
 
 
 @recipes.command(name="schema", epilog=with_example("ssd-lite recipes schema > recipe.schema.json"))
