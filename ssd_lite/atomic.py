@@ -34,6 +34,17 @@ def write_text(path: Path, text: str) -> None:
     fsync_folder(path.parent)
 
 
+@contextmanager
+def replace_when_whole(path: Path) -> Iterator[Path]:
+    """Give a file to write; on a clean exit it replaces `path` in one rename, durably."""
+    part = path.with_name(f".{path.name}.part-{os.getpid()}")
+    yield part
+    with open(part, "rb") as file:
+        os.fsync(file.fileno())
+    os.replace(part, path)
+    fsync_folder(path.parent)
+
+
 def write_json(path: Path, value: Any) -> None:
     """Replace `path` by `value` as indented JSON in one rename."""
     write_text(path, json.dumps(value, indent=2, ensure_ascii=False, allow_nan=False) + "\n")

@@ -5,11 +5,12 @@ from __future__ import annotations
 import click
 
 from ssd_lite import __version__
-from ssd_lite.command_line import comparing, diagnosing, evaluating, models, planning, recipes, runs
+from ssd_lite.command_line import comparing, diagnosing, doctoring, evaluating, models, planning, pushing, recipes, runs
 from ssd_lite.command_line.answers import with_example
 
 COMMANDS = (
     runs.run,
+    doctoring.doctor,
     planning.plan,
     diagnosing.diagnose,
     runs.sample,
@@ -18,6 +19,7 @@ COMMANDS = (
     runs.merge,
     evaluating.evaluate,
     models.export,
+    pushing.push,
     runs.report,
     runs.status,
     models.chat,

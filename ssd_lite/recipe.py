@@ -118,8 +118,9 @@ class Train(Section):
 
     method: Literal["lora", "qlora", "full"] = "lora"
     """lora: 16- or 32-bit base and an adapter; qlora: base in 4-bit NF4; full: all weights, as in the paper."""
-    engine: Literal["auto", "peft"] = "auto"
-    """Library that builds the trained model; auto takes PEFT."""
+    engine: Literal["auto", "unsloth", "peft"] = "auto"
+    """Library that builds the trained model; auto takes Unsloth on a CUDA card where its pinned version is installed,
+    else PEFT, and says which and why."""
     target: Literal["sampled", "soft"] = "sampled"
     """sampled: cross-entropy on the drawn tokens; soft: on the law q they were drawn from, kept while sampling."""
     grpo: Grpo | None = None
@@ -173,6 +174,11 @@ class Merge(Section):
 
     dtype: Literal["base", "float32", "bfloat16", "float16"] = "base"
     """Number format of the merged weights; base keeps the base model's."""
+    base: Literal["original", "dequantised"] = "original"
+    """What the adapter is added to: the 16- or 32-bit base, or with train.method qlora the NF4 base it was trained on,
+    dequantised (no gap to what was trained, but the error of NF4 stays in the weights)."""
+    check_prompts: Annotated[int, Field(ge=0)] = 8
+    """Training samples on which the merged model is compared with base + adapter as trained; 0 leaves it out."""
 
 
 class Export(Section):
@@ -180,6 +186,14 @@ class Export(Section):
 
     types: Annotated[list[GgufType], Field(min_length=1)] = ["q8_0", "q4_k_m"]
     """One file each, from the merged weights; quantised by llama.cpp."""
+    imatrix: bool = False
+    """Let an importance matrix of the training prompts and completions, computed by llama.cpp, guide all types below
+    q8_0; those of 1 and 2 bits and iq3_xs, iq3_xxs need one."""
+    imatrix_tokens: Positive = 32768
+    """Tokens that the matrix is computed from, about; whole training rows are drawn."""
+    check: bool = True
+    """Measure perplexity, KL and best token of each file against the merged model, and whether replies end; the chat
+    template is always checked."""
 
 
 class Recipe(Section):
@@ -205,11 +219,18 @@ class Recipe(Section):
     compare: Compare = Compare()
 
     @model_validator(mode="after")
+    def _merge_fits_the_training(self) -> Recipe:
+        if self.merge.base == "dequantised" and self.train.method != "qlora":
+            raise ValueError(f"merge.base dequantised needs train.method qlora, here it is {self.train.method}")
+        return self
+
+    @model_validator(mode="after")
     def _train_fits_what_was_sampled(self) -> Recipe:
         ignored_by_grpo = {
             "train.target soft": self.train.target == "soft",
             "sample.teacher": self.sample.teacher is not None,
             "curate.only_correct": self.curate.only_correct,
+            "train.engine unsloth": self.train.engine == "unsloth",
         }
         for key, asked in ignored_by_grpo.items():
             if asked and self.train.grpo is not None:

@@ -6,7 +6,7 @@ from typing import Annotated, Literal, get_args
 
 from pydantic import Field, model_validator
 
-from ssd_lite.recipe_section import Decoding, MinP, Positive, Section, Seed, Share, Temperature, TopP
+from ssd_lite.recipe_section import Decoding, GgufType, MinP, Positive, Section, Seed, Share, Temperature, TopP
 
 TrainedArm = Literal["ssd", "soft", "null_arm", "rft", "distill", "grpo"]
 
@@ -47,6 +47,9 @@ class Evaluate(Section):
     """Which fenced block is the program."""
     sandbox: Literal["auto", "bubblewrap", "landlock", "none"] = "auto"
     """Isolation of the graded programs; none runs them with your rights and must be asked for."""
+    gguf: list[GgufType] = []
+    """Types of the tuned model's GGUF that answer the same problems under `tuned`: what quantising costs. Needs
+    llama.cpp, whatever `engine` says."""
     guard: list[Guard] = []
     """Other sets on which the tuned model must not fall behind; `--strict` fails on a drop beyond its interval."""
 

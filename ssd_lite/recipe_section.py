@@ -16,8 +16,10 @@ Rate = Annotated[float, Field(gt=0, allow_inf_nan=False)]
 Positive = Annotated[int, Field(gt=0)]
 Seed = Annotated[int, Field(ge=0, lt=2**63)]
 GgufType = Literal[
-    "f32", "f16", "bf16", "q8_0", "q6_k", "q5_k_m", "q5_k_s", "q4_k_m", "q4_k_s", "q4_0", "q3_k_m", "q2_k"
-]
+    "f32", "f16", "bf16", "q8_0", "q6_k", "q5_k_m", "q5_k_s", "q5_1", "q5_0", "q4_k_m", "q4_k_s", "q4_1", "q4_0",
+    "iq4_nl", "iq4_xs", "q3_k_l", "q3_k_m", "q3_k_s", "iq3_m", "iq3_s", "iq3_xs", "iq3_xxs", "q2_k", "q2_k_s",
+    "iq2_m", "iq2_s", "iq2_xs", "iq2_xxs", "iq1_m", "iq1_s", "tq2_0", "tq1_0", "q2_0", "q1_0", "mxfp4_moe",
+]  # fmt: skip
 
 
 class Section(BaseModel):
@@ -41,6 +43,13 @@ class Decoding(Section):
     def settings(self, max_new_tokens: int) -> SamplingSettings:
         """The law with a token cap, as engines and records take it."""
         return SamplingSettings(self.temperature, self.top_k, self.top_p, self.min_p, max_new_tokens)
+
+    def samplers(self) -> str:
+        """The order of llama.cpp's samplers that is this law, as `--samplers` and general.sampling.sequence take it.
+
+        Its default chain puts the temperature last and adds penalties and others: another law.
+        """
+        return "top_k;temperature;top_p" + (";min_p" if self.min_p else "")
 
     def words(self) -> str:
         """The law for people, `temperature 0.6, top-k 20, top-p 0.8`; min-p is named only where it is on."""

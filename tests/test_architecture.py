@@ -22,7 +22,7 @@ HEAVY = {
 MIDDLE = {"problems", "grading", "engines", "plan"}
 FOUNDATION = {
     "records", "problem_tests", "recipe", "recipe_section", "recipe_measuring", "recipe_file", "run_folder", "prompts",
-    "errors", "atomic", "interrupt", "journal", "progress", "run_lock", "span_file",
+    "errors", "atomic", "heartbeat", "interrupt", "journal", "progress", "run_lock", "span_file",
 }  # fmt: skip
 COMMANDS = {"cli", "command_line", "__main__"}
 MAX_FILE_LINES, MAX_FUNCTION_LINES = 250, 40

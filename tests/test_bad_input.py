@@ -265,7 +265,7 @@ def test_options_that_do_not_go_together(tmp_path: Path) -> None:
     run = made_run(tmp_path)
     assert "--seed: goes with --model" in refusal("evaluate", run.path, "--seed", "0")
     assert "--model: is missing" in refusal("evaluate", "--problems", "starter")
-    assert f"ssd-lite export {run.path / 'merged'} --to" in refusal("export", run.path, "--to", "f16")
+    assert f"ssd-lite train {run.path}" in refusal("export", run.path, "--to", "f16")
     assert "--json: needs --prompt" in refusal("chat", run.path, "--json")
     folder = tmp_path / "model"
     folder.mkdir()

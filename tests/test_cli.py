@@ -135,7 +135,7 @@ def test_recipes(tmp_path: Path) -> None:
 
 def test_stage_before_its_time_names_the_one_to_type(tmp_path: Path) -> None:
     run = RunFolder.create(tmp_path / "r", load_recipe("quickstart"))
-    for stage, before in [*zip(STAGES[1:5], STAGES[:4], strict=True), ("export", "merge"), ("report", "evaluate")]:
+    for stage, before in [*zip(STAGES[1:5], STAGES[:4], strict=True), ("export", "train"), ("report", "evaluate")]:
         result = CliRunner().invoke(main, [stage, str(run.path)])
         assert result.exit_code == 2, stage
         assert f"ssd-lite {before} {run.path}" in result.stderr
@@ -188,7 +188,7 @@ def test_a_second_interrupt_stops_at_once_and_can_go_on(tmp_path: Path) -> None:
     run = RunFolder.create(tmp_path / "r", load_recipe("quickstart"))
 
     def work() -> None:
-        with opened_run(run.path):
+        with opened_run(run.path, "sample"):
             os.kill(os.getpid(), signal.SIGINT)
             os.kill(os.getpid(), signal.SIGINT)
 

@@ -104,7 +104,9 @@ def test_export_of_a_run(run: RunFolder) -> None:
     assert [file["path"] for file in summary["files"]] == ["gguf/tiny-q8_0.gguf", "gguf/tiny-f16.gguf"]
     assert first.stat().st_mtime_ns == before
     assert export(run) == summary
-    assert sorted(path.name for path in run.gguf.glob("[!.]*")) == ["Modelfile", "tiny-f16.gguf", "tiny-q8_0.gguf"]
+    beside = {"Modelfile", "SERVING.md", "tiny.preset.json"}
+    assert {path.name for path in run.gguf.glob("[!.]*")} == {"tiny-f16.gguf", "tiny-q8_0.gguf", *beside}
+    assert {summary[key] for key in ("modelfile", "guide", "preset")} == {f"gguf/{name}" for name in beside}
     text = (run.gguf / "Modelfile").read_text()
     for words in ("FROM ./tiny-q8_0.gguf", "TEMPLATE", "temperature 1.1", 'stop "<|im_end|>"', 'stop "<|endoftext|>"'):
         assert words in text

@@ -11,7 +11,8 @@ import numpy as np
 import pytest
 from tiny_models import save_tiny
 
-from ssd_lite.engines.merge_weights import Change, merge_folder
+from ssd_lite.engines.merge_weights import merge_folder
+from ssd_lite.engines.merged_weights import Change
 from ssd_lite.engines.model_folder import INDEX_FILE, ModelFolder
 from ssd_lite.engines.number_formats import to_float32
 from ssd_lite.errors import UserError

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ctypes
 from pathlib import Path
 
 import numpy as np
@@ -11,8 +12,9 @@ from tiny_models import hf_logits, llama_logits, save_tiny
 from ssd_lite.engines.gguf_check import check_vocabulary
 from ssd_lite.engines.gguf_read import open_gguf
 from ssd_lite.engines.gguf_set import write_gguf_set
+from ssd_lite.engines.gguf_types import FILE_TYPES
 from ssd_lite.engines.gguf_write import write_gguf
-from ssd_lite.engines.quantise import FILE_TYPES, Vocabulary, quantise
+from ssd_lite.engines.quantise import Vocabulary, quantise
 from ssd_lite.errors import UserError
 from ssd_lite.stages.export import TYPES
 
@@ -24,6 +26,24 @@ MOST_TENSORS = {"q8_0": "Q8_0", "q6_k": "Q6_K", "q5_k_m": "Q5_K", "q4_k_m": "Q4_
 
 def test_every_type_of_a_recipe_is_known() -> None:
     assert set(FILE_TYPES) == set(TYPES)
+
+
+def test_every_type_that_llama_cpp_writes_is_known(tmp_path: Path) -> None:
+    from llama_cpp import llama_cpp
+
+    theirs = {name: number for name, number in vars(llama_cpp).items() if name.startswith("LLAMA_FTYPE_")}
+    ours = {number for number, _ in FILE_TYPES.values()}
+    assert {name for name, number in theirs.items() if number not in ours} == {
+        "LLAMA_FTYPE_GUESSED",
+        "LLAMA_FTYPE_MOSTLY_NVFP4",  # its quantiser refuses this one: "invalid output file type"
+    }
+    write_gguf(save_tiny(tmp_path / "model", num_hidden_layers=1), tmp_path / "m.gguf", "f16")
+    parameters = llama_cpp.llama_model_quantize_default_params()
+    parameters.ftype = llama_cpp.LLAMA_FTYPE_MOSTLY_NVFP4
+    status = llama_cpp.llama_model_quantize(
+        str(tmp_path / "m.gguf").encode(), str(tmp_path / "n.gguf").encode(), ctypes.byref(parameters)
+    )
+    assert status != 0
 
 
 def test_types_in_one_pass(tmp_path: Path) -> None:

@@ -1,6 +1,6 @@
 """Training through Unsloth's GPU path gives the loss and gradients of the PEFT path: run on a CPU, kernels interpreted.
 
-Runs where Unsloth is installed (`pip install "ssd-lite[unsloth]"` into an environment of its own; docs/hardware.md has
+Runs where Unsloth is installed (`pip install "ssd-lite[unsloth]"` into an environment of its own; docs/unsloth.md has
 the lines). What it proves and what not stands there too.
 """
 

@@ -56,7 +56,7 @@ def diagnose(target: str, as_json: bool, **options: Any) -> Answer:
         )
     from ssd_lite.stages.diagnose import diagnose_run
 
-    with opened_run(folder) as run:
+    with opened_run(folder, "diagnose") as run:
         report = diagnose_run(run, given.get("limit"))
     return Answer({**report, "out": str(folder)}, f"{terminal_text(report)}\n\nin {folder / 'diagnosis.html'}")
 

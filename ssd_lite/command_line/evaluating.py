@@ -71,7 +71,7 @@ def evaluate(folder: Path | None, strict: bool, as_json: bool, **options: Any) -
         )
     from ssd_lite.stages.evaluate import evaluate as stage
 
-    with opened_run(folder) as run:
+    with opened_run(folder, "evaluate") as run:
         done = stage(run)
     from ssd_lite.stages.guard_section import red, terminal_lines
     from ssd_lite.stages.guard_verdict import failure

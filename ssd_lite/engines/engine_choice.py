@@ -14,7 +14,7 @@ from ssd_lite.errors import UserError
 from ssd_lite.recipe import Train
 
 Engine = Literal["unsloth", "peft"]
-# The version this project's calls and proofs were written for (docs/hardware.md); the extra `unsloth` pins the same.
+# The version this project's calls and proofs were written for (docs/unsloth.md); the extra `unsloth` pins the same.
 UNSLOTH = "2026.10.7"
 INSTALL = 'Type: pip install "ssd-lite[unsloth]"'
 

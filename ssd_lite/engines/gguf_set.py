@@ -1,58 +1,161 @@
-"""Several GGUF types of one folder in one pass: one exact 16- or 32-bit file, every quantised type from it."""
+"""Several GGUF types of one model in one pass over its tensors, each file whole under its name or not there."""
 
 from __future__ import annotations
 
 import os
 import time
-from collections.abc import Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 
-from ssd_lite.engines.gguf_write import PLAIN_TYPES, write_gguf
+from ssd_lite.engines.gguf_header import header_bytes
+from ssd_lite.engines.gguf_model import PLAIN_TYPES, GgufModel, Weights
+from ssd_lite.engines.gguf_part import DiskError, GgufPart
+from ssd_lite.engines.gguf_stream import Output, write_tensors
+from ssd_lite.engines.gguf_types import can_plan, layouts
+from ssd_lite.engines.imatrix_file import Imatrix
+from ssd_lite.engines.merged_weights import MergedWeights
 from ssd_lite.engines.model_cache import check_space, only_writer
-from ssd_lite.engines.model_folder import ModelFolder
-from ssd_lite.engines.quantise import FILE_TYPES, quantise
+from ssd_lite.engines.model_folder import ModelFolder, weight_files
+from ssd_lite.engines.quantise import Vocabulary, quantise
+from ssd_lite.errors import UserError
+from ssd_lite.progress import Progress
 from ssd_lite.recipe_section import Decoding
+
+Say = Callable[[str], None]
 
 
 def write_gguf_set(
-    folder: Path, paths: Mapping[str, Path], *, decoding: Decoding | None = None, threads: int | None = None
+    source: Path | Weights,
+    paths: Mapping[str, Path],
+    *,
+    name: str = "",
+    decoding: Decoding | None = None,
+    imatrix: Imatrix | None = None,
+    threads: int | None = None,
+    say: Say | None = None,
 ) -> dict[str, float]:
-    """Write the files of `paths` (type → file) that are not there yet; seconds by type. Room is checked for all first.
+    """Write the files of `paths` (type → file) that are not there yet; seconds of own work by type.
 
-    A file under its final name is whole, because it came by rename. The exact file is removed after if nobody asked
-    for it.
+    `source` is a model folder, or a base with its adapter, which is merged tensor by tensor. A file under its final
+    name is whole, because it came by rename; a pass that was cut short goes on.
     """
-    missing = {gguf_type: path for gguf_type, path in paths.items() if not path.exists()}
-    if not missing:
-        return {}
-    model = ModelFolder(folder)
-    exact = next(name for name, (dtype, _) in PLAIN_TYPES.items() if dtype == model.dtype)
-    quantised = [gguf_type for gguf_type in missing if gguf_type not in PLAIN_TYPES]
-    asked = paths.get(exact)
-    kept = [*missing, *([exact] if quantised and (asked is None or exact in missing) else [])]
-    bits = sum(FILE_TYPES[gguf_type][1] for gguf_type in dict.fromkeys(kept))
-    first = next(iter(missing.values()))
-    check_space(first.parent, int(model.parameter_count * bits / 8), f"writing {', '.join(missing)}")
-    seconds: dict[str, float] = {}
-    for gguf_type, path in missing.items():
-        if gguf_type in PLAIN_TYPES:
-            started = time.monotonic()
-            with only_writer(path):
-                if not path.exists():
-                    write_gguf(folder, path, gguf_type, decoding=decoding)
-            seconds[gguf_type] = time.monotonic() - started
-    if quantised:
-        between = asked or first.with_name(f".{first.name}.exact-{os.getpid()}")
-        if asked is None:
-            write_gguf(folder, between, exact, decoding=decoding)
-        try:
-            for gguf_type in quantised:
+    weights = ModelFolder(source) if isinstance(source, Path) else source
+    with _only_writers(paths.values()):
+        missing = {gguf_type: path for gguf_type, path in paths.items() if not path.exists()}
+        if not missing:
+            return {}
+        if all(gguf_type in PLAIN_TYPES for gguf_type in missing) or can_plan():
+            return write_pass(weights, missing, name=name, decoding=decoding, imatrix=imatrix, threads=threads, say=say)
+        return _in_two_steps(weights, missing, paths, name, decoding, imatrix, threads)
+
+
+def write_pass(
+    weights: Weights,
+    paths: Mapping[str, Path],
+    *,
+    name: str = "",
+    decoding: Decoding | None = None,
+    imatrix: Imatrix | None = None,
+    threads: int | None = None,
+    say: Say | None = None,
+) -> dict[str, float]:
+    """Write all of `paths` in one pass. Layouts and room on the disk are checked before; `say` gets one line on both.
+
+    Raises UserError for what cannot be converted, Stopped after a signal; then the next call goes on.
+    """
+    model = GgufModel(weights, name, decoding)
+    planned, stamp = layouts(model, list(paths), imatrix), _stamp(weights, imatrix)
+    outputs = []
+    for gguf_type, layout in planned.items():
+        part = GgufPart(paths[gguf_type], header_bytes(model, layout), layout.sizes(model), stamp)
+        outputs.append(Output(part, layout))
+    _check_room(outputs, list(paths), say)
+    try:
+        for output in outputs:
+            output.part.open()
+        with ThreadPoolExecutor(threads or os.cpu_count() or 1) as pool:
+            _run(model, weights, outputs, pool)
+        for output in outputs:
+            if output.layout.quantised:
+                Vocabulary(output.part.part).close()  # llama.cpp can open it
+            output.part.publish()
+    except DiskError:
+        raise
+    except UserError:
+        for output in outputs:
+            output.part.discard()  # the same command would end the same way
+        raise
+    finally:
+        for output in outputs:
+            output.part.close()
+    return {gguf_type: output.seconds for gguf_type, output in zip(planned, outputs, strict=True)}
+
+
+def _run(model: GgufModel, weights: Weights, outputs: Sequence[Output], pool: ThreadPoolExecutor) -> None:
+    merged = weights if isinstance(weights, MergedWeights) else None
+    done = min(output.part.done for output in outputs)
+    million, passed = 1_000_000, sum(tensor.count for tensor in model.tensors[:done])
+    with Progress(-(-model.count // million), "million weights", "export", start=passed // million) as progress:
+
+        def advance(count: int) -> None:
+            nonlocal passed
+            before, passed = passed, passed + count
+            progress.advance(-(-passed // million) - -(-before // million))
+
+        write_tensors(model, outputs, pool, advance, merged)
+    if merged is not None:
+        merged.check()
+
+
+def _check_room(outputs: Sequence[Output], types: Sequence[str], say: Say | None) -> None:
+    folder, needed = outputs[0].part.out.parent, sum(output.part.missing_bytes for output in outputs)
+    free = check_space(folder, needed, f"writing {', '.join(types)}")
+    if say is not None:
+        goes_on = "goes on, " if any(output.part.done for output in outputs) else ""
+        say(f"export: {', '.join(types)}: {goes_on}{needed / 1e9:.2f} GB to write, {free / 1e9:.2f} GB free")
+
+
+@contextmanager
+def _only_writers(paths: Iterable[Path]) -> Iterator[None]:
+    """Locks in one order everywhere, so that two processes with common files never wait for each other."""
+    with ExitStack() as stack:
+        for path in sorted(set(paths)):
+            stack.enter_context(only_writer(path))
+        yield
+
+
+def _stamp(weights: Weights, imatrix: Imatrix | None) -> str:
+    """What the numbers come from: files by size and time, since hashing them costs as much as an export."""
+    merged = weights if isinstance(weights, MergedWeights) else None
+    files = [*weight_files(weights.folder), *(merged.files if merged else [])]
+    facts = [f"{file.absolute()} {file.stat().st_size} {file.stat().st_mtime_ns}" for file in files]
+    return "\n".join([*facts, merged.words if merged else "", imatrix.digest if imatrix else ""])
+
+
+def _in_two_steps(
+    weights: Weights,
+    missing: Mapping[str, Path],
+    paths: Mapping[str, Path],
+    name: str,
+    decoding: Decoding | None,
+    imatrix: Imatrix | None,
+    threads: int | None,
+) -> dict[str, float]:
+    """With an older llama.cpp: an exact file first, removed after if nobody asked for it, every other type from it."""
+    exact = GgufModel(weights, name, decoding).exact
+    plain = {gguf_type: path for gguf_type, path in missing.items() if gguf_type in PLAIN_TYPES}
+    between = paths.get(exact) or next(iter(missing.values())).with_name(f".{name}-exact.gguf")
+    plain |= {} if between.exists() else {exact: between}
+    seconds = write_pass(weights, plain, name=name, decoding=decoding) if plain else {}
+    try:
+        for gguf_type, path in missing.items():
+            if gguf_type not in PLAIN_TYPES:
                 started = time.monotonic()
-                with only_writer(paths[gguf_type]):
-                    if not paths[gguf_type].exists():
-                        quantise(between, paths[gguf_type], gguf_type, threads)
+                quantise(between, path, gguf_type, threads, imatrix)
                 seconds[gguf_type] = time.monotonic() - started
-        finally:
-            if asked is None:
-                between.unlink(missing_ok=True)
-    return seconds
+    finally:
+        if exact not in paths:
+            between.unlink(missing_ok=True)
+    return {gguf_type: seconds[gguf_type] for gguf_type in missing}

@@ -7,11 +7,9 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 from ssd_lite.engines.llama_context import LlamaContext, LlamaModel
-from ssd_lite.engines.position_facts import Facts, joined, read_block
 from ssd_lite.engines.sampler import CountTokens
-from ssd_lite.engines.scorer import BLOCK_BYTES, Text, check_context
+from ssd_lite.engines.scorer import BLOCK_BYTES, T, Take, Text, check_context
 from ssd_lite.engines.threads import ThreadTuner
-from ssd_lite.records import SamplingSettings
 
 MOST_ROWS = 256
 
@@ -22,9 +20,7 @@ class LlamaCppScorer:
     def __init__(self, model: Path, threads: int | None = None) -> None:
         self._model, self._threads = LlamaModel(model), threads
 
-    def score(
-        self, texts: Sequence[Text], laws: Sequence[SamplingSettings], count_tokens: CountTokens
-    ) -> Iterator[tuple[int, Facts]]:
+    def visit(self, texts: Sequence[Text], take: Take[T], count_tokens: CountTokens) -> Iterator[tuple[int, list[T]]]:
         """See `Scorer`. The cache holds one sequence as long as the longest text."""
         check_context(texts, self._model.context_length)
         if not texts:
@@ -44,10 +40,9 @@ class LlamaCppScorer:
                     logits = context.read(0, read, start, set(text.rows[here].tolist()))
                     tuner.step(time.monotonic() - started, len(read))
                     if here.any():
-                        ask = text.ask[here] if text.ask is not None else None
-                        parts.append(read_block(logits, text.tokens[here], text.positions[here], laws, ask))
+                        parts.append(take(number, logits, here))
                     count_tokens(len(read))
-                yield number, joined(parts)
+                yield number, parts
         finally:
             context.close()
 

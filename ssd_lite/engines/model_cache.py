@@ -63,8 +63,8 @@ def only_writer(target: Path) -> Iterator[None]:
         os.close(descriptor)
 
 
-def check_space(folder: Path, needed_bytes: int, what: str) -> None:
-    """Raise UserError if `folder`'s disk has less room than `needed_bytes` and a twentieth for safety."""
+def check_space(folder: Path, needed_bytes: int, what: str) -> int:
+    """Free bytes of `folder`'s disk. UserError if they are fewer than `needed_bytes` and a twentieth for safety."""
     present = next(parent for parent in (folder, *folder.absolute().parents) if parent.exists())
     needed = needed_bytes + needed_bytes // 20
     free = shutil.disk_usage(present).free
@@ -74,6 +74,7 @@ def check_space(folder: Path, needed_bytes: int, what: str) -> None:
             where=str(folder.absolute()),
             next_step="Make room, or name a folder on another disk.",
         )
+    return free
 
 
 def file_sha256(path: Path) -> str:

@@ -15,6 +15,8 @@ from ssd_lite.engines.gguf_set import write_gguf_set
 from ssd_lite.engines.hub import download
 from ssd_lite.engines.model_cache import cache_folder, file_sha256, only_writer
 from ssd_lite.engines.model_folder import SOURCE_FILE, ModelFolder, weights_sha256
+from ssd_lite.engines.ollama_store import PREFIX as OLLAMA
+from ssd_lite.engines.ollama_store import ollama_gguf
 from ssd_lite.errors import MissingLibraryError, UserError
 from ssd_lite.recipe_section import Decoding
 
@@ -46,6 +48,8 @@ def resolve_model(name: str, revision: str | None = None, key: str = "model.name
 
     `key` is the recipe's key that names it.
     """
+    if name.startswith(OLLAMA):
+        return _gguf_source(name, "gguf", ollama_gguf(name, key))
     if name in PACKAGED:
         return _gguf_source(name, "packaged", _packaged_file(name))
     path = Path(name).expanduser()
@@ -63,7 +67,8 @@ def resolve_model(name: str, revision: str | None = None, key: str = "model.name
     raise UserError(
         f"no model named {name!r}, no folder or file {path.absolute()}.",
         where=key,
-        next_step=f"Name a packaged model ({', '.join(PACKAGED)}), a folder, a GGUF file or a Hub id (owner/name).",
+        next_step=f"Name a packaged model ({', '.join(PACKAGED)}), a folder, a GGUF file, a Hub id (owner/name) or "
+        f"{OLLAMA}NAME for one that Ollama has fetched.",
     )
 
 

@@ -4,44 +4,34 @@ from __future__ import annotations
 
 import ctypes
 import os
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 from ssd_lite.atomic import fsync_folder
+from ssd_lite.engines.gguf_types import quantiser_settings
+from ssd_lite.engines.imatrix_file import Imatrix
 from ssd_lite.engines.llama_log import llama_library, recent_log
 from ssd_lite.engines.model_cache import check_space
 from ssd_lite.errors import UserError
 
-# Our type → llama.cpp's file type, and the bits a weight takes at most (for the room on the disk).
-FILE_TYPES = {
-    "f32": (0, 32.0),
-    "f16": (1, 16.0),
-    "bf16": (32, 16.0),
-    "q8_0": (7, 8.5),
-    "q6_k": (18, 6.6),
-    "q5_k_m": (17, 6.0),
-    "q5_k_s": (16, 5.9),
-    "q4_k_m": (15, 5.3),
-    "q4_k_s": (14, 5.1),
-    "q4_0": (2, 5.0),
-    "q3_k_m": (12, 4.5),
-    "q2_k": (10, 4.0),
-}
 
-
-def quantise(source: Path, out: Path, gguf_type: str, threads: int | None = None) -> None:
-    """Quantise a 16- or 32-bit GGUF to `out`, which appears whole or not at all and which llama.cpp can open.
+def quantise(
+    source: Path, out: Path, gguf_type: str, threads: int | None = None, imatrix: Imatrix | None = None
+) -> None:
+    """Quantise a 16- or 32-bit GGUF to `out` in llama.cpp, which appears whole or not at all and which it can open.
 
     Raises UserError with llama.cpp's own last words if it refuses.
     """
     library = llama_library()
     check_space(out.parent, source.stat().st_size, f"the {gguf_type} GGUF")
-    parameters = library.llama_model_quantize_default_params()
-    parameters.nthread = threads or os.cpu_count() or 1
-    parameters.ftype = FILE_TYPES[gguf_type][0]
+    settings, kept = quantiser_settings(gguf_type, imatrix)
+    settings.nthread = threads or os.cpu_count() or 1
     part = out.with_name(f".{out.name}.part-{os.getpid()}")
-    status = library.llama_model_quantize(os.fsencode(source), os.fsencode(part), ctypes.byref(parameters))
+    status = library.llama_model_quantize(os.fsencode(source), os.fsencode(part), ctypes.byref(settings))
+    del kept
     if status != 0:
+        part.unlink(missing_ok=True)
         raise UserError(
             f"llama.cpp cannot quantise it to {gguf_type} ({recent_log()}).",
             where=str(source),
@@ -66,12 +56,61 @@ class Vocabulary:
             raise UserError(f"llama.cpp cannot open it ({recent_log()}).", where=str(path))
         self._vocab = self._lib.llama_model_get_vocab(self._model)
 
-    def tokenise(self, text: str, *, parse_special: bool) -> list[int]:
-        """Token ids of a text, no bos added; `parse_special` finds control tokens in it."""
+    def tokenise(self, text: str, *, parse_special: bool, add_special: bool = False) -> list[int]:
+        """Token ids of a text; `parse_special` finds control tokens in it, `add_special` adds bos as the file says."""
         data = text.encode()
         ids = (self._lib.llama_token * (len(data) + 8))()
-        count = self._lib.llama_tokenize(self._vocab, data, len(data), ids, len(ids), False, parse_special)
+        count = self._lib.llama_tokenize(self._vocab, data, len(data), ids, len(ids), add_special, parse_special)
         return list(ids[:count])
+
+    def token(self, index: int) -> str:
+        """A token as the file writes it; "" for -1, llama.cpp's word for none."""
+        return "" if index < 0 else bytes(self._lib.llama_vocab_get_text(self._vocab, index)).decode("utf-8")
+
+    def kind(self, index: int) -> str:
+        """What a token is: "control", "added" (text that the model's author added), "unused" or "text"."""
+        found, lib = self._lib.llama_vocab_get_attr(self._vocab, index), self._lib
+        if found & lib.LLAMA_TOKEN_ATTR_CONTROL:
+            return "control"
+        if found & lib.LLAMA_TOKEN_ATTR_USER_DEFINED:
+            return "added"
+        return "unused" if found & lib.LLAMA_TOKEN_ATTR_UNUSED else "text"
+
+    def text(self, ids: Sequence[int], *, show_special: bool) -> str:
+        """The text of token ids; bytes that are no character show as U+FFFD."""
+        tokens = (self._lib.llama_token * len(ids))(*ids)
+        buffer = ctypes.create_string_buffer(64 + 16 * len(ids))
+        while True:
+            size = len(buffer)
+            length = self._lib.llama_detokenize(self._vocab, tokens, len(ids), buffer, size, False, show_special)
+            if length >= 0:
+                return buffer.raw[:length].decode("utf-8", errors="replace")
+            buffer = ctypes.create_string_buffer(-length)
+
+    @property
+    def size(self) -> int:
+        """Number of tokens."""
+        return int(self._lib.llama_vocab_n_tokens(self._vocab))
+
+    @property
+    def pad(self) -> int:
+        """The id of the token that pads, -1 where there is none."""
+        return int(self._lib.llama_vocab_pad(self._vocab))
+
+    @property
+    def bos(self) -> int:
+        """The id of the token that begins a text, -1 where there is none."""
+        return int(self._lib.llama_vocab_bos(self._vocab))
+
+    @property
+    def eos(self) -> int:
+        """The id of the token that ends a text, -1 where there is none."""
+        return int(self._lib.llama_vocab_eos(self._vocab))
+
+    @property
+    def adds_bos(self) -> bool:
+        """True where plain text gets bos in front."""
+        return bool(self._lib.llama_vocab_get_add_bos(self._vocab))
 
     def is_end(self, token: int) -> bool:
         """True for tokens that end a reply."""
@@ -79,9 +118,13 @@ class Vocabulary:
 
     def value(self, key: str) -> str | None:
         """A metadata value as llama.cpp prints it, or None."""
-        buffer = ctypes.create_string_buffer(1 << 16)
-        length = self._lib.llama_model_meta_val_str(self._model, key.encode(), buffer, len(buffer))
-        return None if length < 0 else buffer.value.decode()
+        size = 1 << 16
+        while True:
+            buffer = ctypes.create_string_buffer(size)
+            length = self._lib.llama_model_meta_val_str(self._model, key.encode(), buffer, size)
+            if length < size:
+                return None if length < 0 else buffer.value.decode()
+            size = length + 1
 
     def close(self) -> None:
         """Free it."""

@@ -2,18 +2,25 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Protocol
+from typing import Protocol, TypeVar
 
 import numpy as np
+import numpy.typing as npt
 
-from ssd_lite.engines.position_facts import Facts, Ints
+from ssd_lite.engines.position_facts import Bools, Facts, Ints, joined, read_block
 from ssd_lite.engines.sampler import CountTokens, Engine
 from ssd_lite.errors import UserError
 from ssd_lite.records import SamplingSettings
 
+T = TypeVar("T")
+Take = Callable[[int, npt.NDArray[np.float32], Bools], T]
+"""What is kept of a piece: from a text's number, logits [n, V] and which of its positions [P] these n are.
+
+An engine may come back with positions that were taken before, after it had too little memory.
+"""
 BLOCK_BYTES = 64 * 2**20
 """Logits in float32 that are read at once."""
 
@@ -56,15 +63,35 @@ def spread_positions(length: int, most: int) -> Ints:
 class Scorer(Protocol):
     """An engine with a loaded model that reads texts."""
 
-    def score(
-        self, texts: Sequence[Text], laws: Sequence[SamplingSettings], count_tokens: CountTokens
-    ) -> Iterator[tuple[int, Facts]]:
-        """Number and facts of each text once, in any order. `count_tokens(n)` is told of tokens read, often."""
+    def visit(self, texts: Sequence[Text], take: Take[T], count_tokens: CountTokens) -> Iterator[tuple[int, list[T]]]:
+        """Number of each text once, in any order, and what `take` made of its pieces, in order.
+
+        `count_tokens(n)` is told of tokens read, often. The logits are valid while `take` runs.
+        """
         ...
 
     def close(self) -> None:
         """Give the memory back."""
         ...
+
+
+def visit(
+    engine: Engine,
+    model: Path,
+    texts: Sequence[Text],
+    take: Take[T],
+    count_tokens: CountTokens,
+    threads: int | None = None,
+) -> Iterator[tuple[int, list[T]]]:
+    """Read `texts` with the model in the folder (hf) or GGUF file (llama_cpp) `model`; see `Scorer.visit`.
+
+    Raises MissingLibraryError if the library is not there, UserError where a text is longer than the model's context.
+    """
+    scorer = _open(engine, model, threads)
+    try:
+        yield from scorer.visit(texts, take, count_tokens)
+    finally:
+        scorer.close()
 
 
 def score(
@@ -75,16 +102,18 @@ def score(
     count_tokens: CountTokens,
     threads: int | None = None,
 ) -> Iterator[tuple[int, Facts]]:
-    """Read `texts` with the model in the folder (hf) or GGUF file (llama_cpp) `model`; see `Scorer.score`.
+    """Number and facts of each text once, in any order; raises as `visit` does.
 
-    `laws` are those whose support is measured, at least one. Raises MissingLibraryError if the library is not there,
-    UserError where a text is longer than the model's context.
+    `laws` are those whose support is measured, at least one.
     """
-    scorer = _open(engine, model, threads)
-    try:
-        yield from scorer.score(texts, laws, count_tokens)
-    finally:
-        scorer.close()
+
+    def take(number: int, logits: npt.NDArray[np.float32], here: Bools) -> Facts:
+        text = texts[number]
+        ask = text.ask[here] if text.ask is not None else None
+        return read_block(logits, text.tokens[here], text.positions[here], laws, ask)
+
+    for number, parts in visit(engine, model, texts, take, count_tokens, threads):
+        yield number, joined(parts)
 
 
 def _open(engine: Engine, model: Path, threads: int | None) -> Scorer:

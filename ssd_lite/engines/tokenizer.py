@@ -1,4 +1,4 @@
-"""The tokenizer and chat template of a model folder, without torch or transformers: `tokenizers` and jinja2 only."""
+"""The tokenizer and chat template of a model, without torch or transformers: `tokenizers` or llama.cpp, and jinja2."""
 
 from __future__ import annotations
 
@@ -48,10 +48,29 @@ class ChatTokenizer:
 
     @classmethod
     def load(cls, folder: Path, enable_thinking: bool | None = None, *, lenient: bool = False) -> ChatTokenizer:
-        """Read tokenizer.json, tokenizer_config.json, chat_template.jinja, generation_config.json and config.json.
+        """That of a model folder, or of a GGUF file as llama.cpp reads it.
 
-        Raises UserError where `enable_thinking` is set and the template does not know it; `lenient` leaves it out.
+        Of a folder it takes tokenizer.json, tokenizer_config.json, chat_template.jinja, generation_config.json and
+        config.json. Raises UserError where `enable_thinking` is set and the template does not know it; `lenient` leaves
+        it out.
         """
+        end_ids: Iterable[int]
+        if folder.is_file():
+            from ssd_lite.engines.llama_tokenizer import open_tokenizer
+
+            tokenizer, template, specials, end_ids = open_tokenizer(folder)
+        else:
+            tokenizer, template, specials, end_ids = cls._read(folder)
+        if not end_ids:
+            raise UserError("names no end token, so a completion could never stop.", where=str(folder))
+        if enable_thinking is not None and "enable_thinking" not in (template or ""):
+            if not lenient:
+                raise _no_such_switch(folder)
+            enable_thinking = None
+        return cls(tokenizer, template, specials, end_ids, enable_thinking)
+
+    @staticmethod
+    def _read(folder: Path) -> tuple[Any, str | None, dict[str, str], Iterable[int]]:
         try:
             from tokenizers import Tokenizer
         except ImportError as error:
@@ -67,15 +86,7 @@ class ChatTokenizer:
         config = _read_json(folder / "tokenizer_config.json")
         names = ("bos_token", "eos_token", "pad_token", "unk_token")
         specials = {name: token for name in names if (token := _token_text(config.get(name)))}
-        end_ids = _end_ids(folder, tokenizer, specials)
-        if not end_ids:
-            raise UserError("names no end token, so a completion could never stop.", where=str(folder))
-        template = _template(folder, config)
-        if enable_thinking is not None and "enable_thinking" not in (template or ""):
-            if not lenient:
-                raise _no_such_switch(folder)
-            enable_thinking = None
-        return cls(tokenizer, template, specials, end_ids, enable_thinking)
+        return tokenizer, _template(folder, config), specials, _end_ids(folder, tokenizer, specials)
 
     def _id_of(self, name: str) -> int | None:
         text = self._specials.get(name)
@@ -96,7 +107,7 @@ class ChatTokenizer:
         values: dict[str, Any] = {"tools": None, "documents": None, "add_generation_prompt": True}
         values |= {**self._specials, **self._variables, **variables}
         try:
-            text = _environment().from_string(self.chat_template).render(messages=list(messages), **values)
+            text = template_environment().from_string(self.chat_template).render(messages=list(messages), **values)
         except TemplateError as error:
             raise UserError(
                 f"the model's chat template refuses this conversation: {error}.",
@@ -127,10 +138,13 @@ class ChatTokenizer:
         return found
 
     def numbers_like(self, other: ChatTokenizer) -> bool:
-        """Do both give every token the same id? Compares model, added tokens and decoder of the tokenizer.json files.
+        """Do both give every token the same id? Compares model, added tokens and decoder of the tokenizer.json files,
+        or the vocabularies where one is that of a GGUF.
 
         How a text is cut before it is numbered plays no part: it changes no id's meaning.
         """
+        if not all(hasattr(one._tokenizer, "to_str") for one in (self, other)):
+            return bool(self._tokenizer.get_vocab() == other._tokenizer.get_vocab())
         mine, theirs = (json.loads(one._tokenizer.to_str()) for one in (self, other))
         return all(mine[part] == theirs[part] for part in ("model", "added_tokens", "decoder"))
 
@@ -150,7 +164,7 @@ def _no_such_switch(folder: Path) -> UserError:
     )
 
 
-def _environment() -> Any:
+def template_environment() -> Any:
     """jinja2 as transformers sets it up for chat templates, so that a template gives the same text here."""
     from jinja2.exceptions import TemplateError
     from jinja2.sandbox import ImmutableSandboxedEnvironment

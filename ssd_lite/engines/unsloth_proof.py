@@ -21,8 +21,8 @@ from ssd_lite.recipe import Train
 
 FAMILIES = ("llama", "qwen3")
 METHODS = ("lora", "qlora")
-# Found on a CPU in float16 (docs/hardware.md): losses within 1.2e-4, gradients within 3e-3. A wrong alpha, left padding
-# or a kernel that is off by a hundredth is far outside.
+# Found on a CPU in float16 (docs/unsloth.md): losses within 1.3e-4, gradients within 4.1e-3. A wrong alpha, padding
+# on the left or a kernel that is off by a fiftieth is far outside.
 FLOAT16_LOSS, FLOAT16_GRADIENT = 5e-4, 5e-3
 # In bfloat16 rounding alone moves gradients by per cents; so Unsloth may be as far from float32 as PEFT is, twice.
 ROUNDING = 2.0

@@ -10,7 +10,8 @@ from ssd_lite.plan.training_memory import optimiser_bytes, trained_parameters
 from ssd_lite.plan.work import Load, Range, training_tokens
 from ssd_lite.recipe import Recipe
 
-PLAIN_TYPES = ("f32", "f16", "bf16")
+UNAFFECTED = ("f32", "f16", "bf16", "q8_0")
+"""Types that an importance matrix does not change, stages/importance.py."""
 # Of the quickstart's samples: bytes a drawn token in samples.jsonl, in targets/ and in train.jsonl (docs/training.md).
 SAMPLE_BYTES, TARGET_BYTES, ROW_BYTES = 15.8, 14.3, 8.0
 # engines/gguf_read.py dequantises to float32 up to this many weights.
@@ -38,15 +39,13 @@ def written(recipe: Recipe, shape: Shape, kind: str, load: Load, *, llama_cpp: t
     trained = trained_parameters(shape, recipe.train)
     checkpoint = 4 * trained + optimiser_bytes(recipe.train, trained)
     merged = shape.parameters * _FORMAT_BYTES.get(recipe.merge.dtype, _base_number(shape, kind))
-    exact = shape.parameters * _base_number(shape, kind)
-    own_type, types = recipe.model.gguf_type, list(dict.fromkeys(recipe.export.types))
-    quantised = own_type not in PLAIN_TYPES
-    own, between = gguf_bytes(shape, own_type), exact if quantised else 0
+    own_type, types = recipe.model.gguf_type, list(dict.fromkeys([*recipe.export.types, *recipe.evaluate.gguf]))
+    own = gguf_bytes(shape, own_type)
     drawn = _drawn(recipe, load)
     tokens = training_tokens(recipe, load)[1] / max(1.0, recipe.train.num_train_epochs)
     found = [Written("sample", "base model", _fetched(shape, kind))]
     if any(llama_cpp):
-        found.append(Written("sample" if llama_cpp[0] else "evaluate", f"base as {own_type} GGUF", own, between))
+        found.append(Written("sample" if llama_cpp[0] else "evaluate", f"base as {own_type} GGUF", own))
     found += [
         Written("sample", "samples" + (" and targets" if recipe.sample.keeps_targets else ""), int(drawn)),
         Written("curate", "training rows", int(tokens * ROW_BYTES)),
@@ -55,11 +54,11 @@ def written(recipe: Recipe, shape: Shape, kind: str, load: Load, *, llama_cpp: t
         Written("merge", "merged model", merged),
     ]
     if llama_cpp[1]:
-        found.append(Written("evaluate", f"tuned as {own_type} GGUF", own, between))
+        found.append(Written("evaluate", f"tuned as {own_type} GGUF", own))
     left = [name for name in types if not (llama_cpp[1] and name == own_type)]
-    # engines/gguf_set.py: quantised types come from one exact file, removed after unless it was asked for.
-    exact_type = "f32" if _base_number(shape, kind) == 4 else "bf16"
-    passing = exact if exact_type not in types and any(name not in PLAIN_TYPES for name in left) else 0
+    # stages/export_files.py: llama.cpp computes a matrix with a q8_0, removed after unless it was asked for.
+    matrix = recipe.export.imatrix and any(name not in UNAFFECTED for name in types)
+    passing = gguf_bytes(shape, "q8_0") if matrix and "q8_0" not in types else 0
     found += _further_rounds(recipe, found, own if llama_cpp[0] else 0)
     found.append(Written("export", ", ".join(types), sum(gguf_bytes(shape, name) for name in left), passing))
     return [entry for entry in found if entry.bytes or entry.passing]

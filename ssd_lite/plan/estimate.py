@@ -88,7 +88,14 @@ def plan(recipe: Recipe, model: Model, load: Load, machine: Machine, limits: Lim
         "sample": _decoding(recipe, model.shape, load, machine, _sample_work(recipe, load, engines[0]), passes=1),
         "train": _training(recipe, model.shape, load, machine),
         "merge": _merging(recipe, model.shape),
-        "evaluate": _decoding(recipe, model.shape, load, machine, _evaluate_work(recipe, load, engines[1]), passes=2),
+        "evaluate": _decoding(
+            recipe,
+            model.shape,
+            load,
+            machine,
+            _evaluate_work(recipe, load, engines[1]),
+            passes=2 + _gguf_arms(recipe, engines[1]),
+        ),
         "export": _exporting(recipe, model.shape),
     }
     stages = {name: _in_rounds(stage, name, recipe.rounds) for name, stage in stages.items()}
@@ -126,6 +133,11 @@ def _sample_work(recipe: Recipe, load: Load, engine: str) -> Decoding:
 def _evaluate_work(recipe: Recipe, load: Load, engine: str) -> Decoding:
     part = recipe.evaluate
     return Decoding(engine, load.evaluate, part.n, part.max_new_tokens, part.batch_size, recipe.model.gguf_type)
+
+
+def _gguf_arms(recipe: Recipe, engine: str) -> int:
+    """Arms beside base and tuned: the types of evaluate.gguf but for that which the arm tuned runs itself."""
+    return len(set(recipe.evaluate.gguf) - ({recipe.model.gguf_type} if engine == "llama_cpp" else set()))
 
 
 def _decoding(recipe: Recipe, shape: Shape, load: Load, machine: Machine, todo: Decoding, *, passes: int) -> StagePlan:
@@ -185,7 +197,10 @@ def _merging(recipe: Recipe, shape: Shape) -> StagePlan:
 def _exporting(recipe: Recipe, shape: Shape) -> StagePlan:
     types = recipe.export.types
     seconds = work.seconds_for(shape.parameters * len(types), work.EXPORT_WEIGHTS_PER_S)
-    return StagePlan(0, sampling.export_host_bytes(shape, types), {}, None, seconds)
+    host = sampling.export_host_bytes(shape, types)
+    if recipe.export.imatrix:
+        host = max(host, sampling.imatrix_host_bytes(shape))
+    return StagePlan(0, host, {}, None, seconds)
 
 
 def _reasons(

@@ -16,13 +16,20 @@ HF_IMPORTS_BYTES, LLAMA_IMPORTS_BYTES, NUMPY_IMPORTS_BYTES = 334 * 2**20, 42 * 2
 TORCH_IMPORTS_BYTES = 187 * 2**20
 # Host side of a process that works on a card: libraries of CUDA and its pinned buffers. A guess.
 CARD_HOST_BYTES = 3 * 2**30
-# Bits a weight in our GGUF types, engines/quantise.py (at most).
+# Bits a weight in our GGUF types, engines/gguf_types.py (at most).
 GGUF_BITS = {
-    "f32": 32.0, "f16": 16.0, "bf16": 16.0, "q8_0": 8.5, "q6_k": 6.6, "q5_k_m": 6.0, "q5_k_s": 5.9, "q4_k_m": 5.3,
-    "q4_k_s": 5.1, "q4_0": 5.0, "q3_k_m": 4.5, "q2_k": 4.0,
+    "f32": 32.0, "f16": 16.0, "bf16": 16.0, "q8_0": 8.5, "q6_k": 6.6, "q5_k_m": 6.0, "q5_k_s": 5.9, "q5_1": 6.2,
+    "q5_0": 5.8, "q4_k_m": 5.3, "q4_k_s": 5.1, "q4_1": 5.4, "q4_0": 5.0, "iq4_nl": 5.0, "iq4_xs": 5.0, "q3_k_l": 4.8,
+    "q3_k_m": 4.5, "q3_k_s": 4.2, "iq3_m": 4.5, "iq3_s": 4.3, "iq3_xs": 4.2, "iq3_xxs": 4.0, "q2_k": 4.0,
+    "q2_k_s": 4.0, "iq2_m": 3.8, "iq2_s": 3.7, "iq2_xs": 3.6, "iq2_xxs": 3.4, "iq1_m": 3.2, "iq1_s": 3.1,
+    "tq2_0": 3.6, "tq1_0": 3.3, "q2_0": 3.6, "q1_0": 2.8, "mxfp4_moe": 8.5,
 }  # fmt: skip
 # engines/safetensors_file.py: numbers in a block; copies of a block in float32 while merging.
 BLOCK_NUMBERS, PLAIN_BLOCKS, ADAPTED_BLOCKS = 8 * 2**20, 3, 5
+# engines/gguf_stream.py: copies of a block while writing several types; bytes of a vocabulary's token (rounded up).
+EXPORT_BLOCKS, EXPORT_TOKEN_BYTES = 3, 1024
+IMATRIX_LENGTH = 2048
+"""Tokens of a text that an importance matrix reads at most, engines/imatrix.py."""
 
 
 def gguf_bytes(shape: Shape, gguf_type: str) -> int:
@@ -74,11 +81,16 @@ def merge_host_bytes(shape: Shape) -> int:
     return NUMPY_IMPORTS_BYTES + 4 * (PLAIN_BLOCKS * plain + ADAPTED_BLOCKS * adapted)
 
 
+def imatrix_host_bytes(shape: Shape) -> int:
+    """llama.cpp reading one text of up to 2,048 tokens with a q8_0, with the logits of every token of a batch."""
+    terms = llama_terms(shape, 1, IMATRIX_LENGTH, "q8_0", on_card=False)
+    return sum(terms.values()) + 4 * LLAMA_MICRO_BATCH * shape.vocabulary
+
+
 def export_host_bytes(shape: Shape, types: Sequence[str]) -> int:
-    """Writing block by block; llama.cpp's quantiser holds the largest tensor mapped, in float32, and a result."""
-    plain = NUMPY_IMPORTS_BYTES + PLAIN_BLOCKS * 4 * min(shape.embedding_parameters, BLOCK_NUMBERS)
-    if all(name in ("f32", "f16", "bf16") for name in types):
-        return plain
-    conversion = 0 if shape.weight_bytes == 4 else 4
-    mapped = shape.weight_bytes
-    return max(plain, LLAMA_IMPORTS_BYTES + (mapped + conversion + 4) * shape.embedding_parameters)
+    """Reading, rounding and quantising block by block, whatever the types, and the vocabulary as Python holds it."""
+    libraries = NUMPY_IMPORTS_BYTES
+    if any(name not in ("f32", "f16", "bf16") for name in types):
+        libraries += LLAMA_IMPORTS_BYTES
+    blocks = 4 * EXPORT_BLOCKS * min(shape.embedding_parameters, BLOCK_NUMBERS)
+    return libraries + blocks + EXPORT_TOKEN_BYTES * shape.vocabulary

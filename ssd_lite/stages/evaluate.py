@@ -3,34 +3,53 @@
 from __future__ import annotations
 
 import time
+from collections.abc import Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from ssd_lite.atomic import write_json
-from ssd_lite.grading.submissions import open_grader
+from ssd_lite.grading.submissions import Grading, open_grader
 from ssd_lite.journal import read_records
 from ssd_lite.problems.named import load_problems
 from ssd_lite.recipe import Recipe
 from ssd_lite.recipe_section import Decoding
-from ssd_lite.records import Grade, grade_from_json
+from ssd_lite.records import Grade, Problem, grade_from_json
 from ssd_lite.run_folder import ArmFolder, RunFolder
 from ssd_lite.stages.answers import Answering, take
 from ssd_lite.stages.arm import Arm, describe
 from ssd_lite.stages.arm_report import compare
 from ssd_lite.stages.cut_off import arm_warnings
+from ssd_lite.stages.gguf_arms import run_gguf_arms
 from ssd_lite.stages.grade import check_golden
 from ssd_lite.stages.guard import GuardedArm, run_guard
 from ssd_lite.stages.quartiles import by_quartile
 from ssd_lite.stages.weights import Weights, base_weights, model_weights, tuned_weights
 
-if TYPE_CHECKING:
-    pass
+
+@dataclass(frozen=True)
+class _Arms:
+    """What all arms of a run share; `answered` collects who answered, for the guard."""
+
+    run: RunFolder
+    problems: Sequence[Problem]
+    grader: Grading
+    about: dict[str, Any]
+    answered: dict[str, GuardedArm] = field(default_factory=dict)
+
+    def evaluate(self, name: str, weights: Weights) -> dict[str, Any]:
+        """The report of an arm; all but the base decode as evaluate.tuned says."""
+        settings = self.run.recipe.evaluate
+        how = arm_answering(self.run.recipe, weights, settings.base if name == "base" else settings.tuned)
+        self.answered[name] = GuardedArm(how, _model_name(self.run, name))
+        arm = Arm(self.run.arm(name), self.problems, how, settings.k, settings.block)
+        return arm.evaluate(self.grader, self.about, self.answered[name].model)
 
 
 def evaluate(run: RunFolder) -> dict[str, Any]:
-    """Evaluate both arms, then the guard, into evaluations/: ARM/report.json, comparison.json, guard.json.
+    """Evaluate base, tuned and its quantised files, then the guard, into evaluations/.
 
-    Skips what is done.
+    Writes ARM/report.json, comparison.json, gguf.json and guard.json. Skips what is done.
     """
     done = run.done("evaluate")
     if done is not None and run.comparison.is_file():
@@ -43,16 +62,13 @@ def evaluate(run: RunFolder) -> dict[str, Any]:
     engine = choose_engine(settings.engine)
     chosen = load_problems(run.recipe.problems.evaluate, role="evaluate")
     problems = take(chosen.problems, run.recipe.problems.evaluate_limit, settings.seed)
-    reports, arms = {}, {}
     with open_grader(settings.sandbox, problems) as grader:
         golden = check_golden(grader, problems)
-        for name, decoding in (("base", settings.base), ("tuned", settings.tuned)):
-            weights = base_weights(run, engine) if name == "base" else tuned_weights(run, engine)
-            how = arm_answering(run.recipe, weights, decoding)
-            arms[name] = GuardedArm(how, _model_name(run, name))
-            arm = Arm(run.arm(name), problems, how, settings.k, settings.block)
-            reports[name] = arm.evaluate(grader, describe(chosen, problems, golden), arms[name].model)
-    guard = run_guard(run, arms)
+        arms = _Arms(run, problems, grader, describe(chosen, problems, golden))
+        reports = {"base": arms.evaluate("base", base_weights(run, engine))}
+        reports["tuned"] = arms.evaluate("tuned", tuned_weights(run, engine))
+        quantised = run_gguf_arms(run, reports["tuned"], arms.evaluate)
+    guard = run_guard(run, {name: arms.answered[name] for name in reports})
     comparison = compare(reports["base"], reports["tuned"], settings.seed)
     comparison["by_quartile"] = by_quartile(_grades(run, "base"), _grades(run, "tuned"), settings.seed)
     write_json(run.comparison, comparison)
@@ -63,6 +79,7 @@ def evaluate(run: RunFolder) -> dict[str, Any]:
         "arms": {name: _headline(report) for name, report in reports.items()},
         "grading_tier": reports["base"]["grader"]["tier"],
         "golden": golden,
+        "gguf": quantised,
         "guard": guard,
         "warnings": [
             *(warning for report in reports.values() for warning in _warnings(report)),

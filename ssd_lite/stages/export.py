@@ -1,51 +1,100 @@
-"""The stage that exports: a model folder in, GGUF files and an Ollama Modelfile out; for a run or any folder."""
+"""The stage that exports: a run or any model in, GGUF files out, checked, and beside them what serves them."""
 
 from __future__ import annotations
 
-import json
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, get_args
 
-from ssd_lite.atomic import write_text
 from ssd_lite.errors import UserError
+from ssd_lite.recipe import Export
 from ssd_lite.recipe_section import Decoding, GgufType
 from ssd_lite.run_folder import RunFolder
-from ssd_lite.stages.modelfile import learn_format, modelfile
+from ssd_lite.stages.export_check import check_exported, check_run
+from ssd_lite.stages.export_files import write_files
+from ssd_lite.stages.export_source import Source, adapter_source, folder_source, tuned_source
+from ssd_lite.stages.importance import AUTO, Importance, importance_of, run_importance
+from ssd_lite.stages.serving import write_serving
 
 TYPES: tuple[str, ...] = get_args(GgufType)
+_BESIDE = ("modelfile", "preset", "guide", "imatrix")
+Check = Callable[[Mapping[str, Path], Source], dict[str, Any]]
 
 
 def export(run: RunFolder) -> dict[str, Any]:
-    """Write the GGUFs of a run's merged model into gguf/, or say what was done before."""
+    """Write the GGUFs of a run's tuned model into gguf/, or say what was done before.
+
+    Where merged/ is not there, base and adapter are merged tensor by tensor while writing.
+    """
     done = run.done("export")
     if done is not None and all(Path(run.path / file["path"]).is_file() for file in done["files"]):
         return done
-    run.require("merge")
-    started = time.monotonic()
-    recipe = run.recipe
-    summary = _write(
-        run.merged,
-        recipe.export.types,
-        run.gguf,
-        recipe.name,
-        decoding=recipe.evaluate.tuned,
-        threads=recipe.threads,
-        enable_thinking=recipe.model.enable_thinking,
-    )
+    started, recipe = time.monotonic(), run.recipe
+    importance = run_importance(run) if recipe.export.imatrix else None
+    summary = _export_run(run, recipe.export.types, run.gguf, importance, recipe.export.check)
     # Paths in the manifest are those inside the run, which may be moved.
     files = [{**file, "path": str(Path(file["path"]).relative_to(run.path))} for file in summary["files"]]
-    summary = {**summary, "files": files, "modelfile": str(Path(summary["modelfile"]).relative_to(run.path))}
+    beside = {key: str(Path(summary[key]).relative_to(run.path)) for key in _BESIDE if key in summary}
+    summary = {**summary, **beside, "files": files}
     run.finish("export", summary, time.monotonic() - started)
     return summary
 
 
-def export_folder(folder: Path, types: Sequence[str], out: Path, *, threads: int | None = None) -> dict[str, Any]:
-    """Write GGUFs of any model folder into `out`. Raises UserError for an unknown type or model.
+def export_more(
+    run: RunFolder,
+    types: Sequence[str] | None = None,
+    out: Path | None = None,
+    *,
+    imatrix: str | None = None,
+    check: bool = True,
+) -> dict[str, Any]:
+    """Other GGUFs of a run than its recipe names, by default into gguf/ too; the run's own files and summary stay.
 
-    The summary has `files` (type, path, bytes, seconds), `modelfile`, and `template`: whether Ollama's was written.
+    `imatrix` is "auto" for the training rows, or a file as in `export_folder`.
     """
+    chosen = known_types(types) if types is not None else list(run.recipe.export.types)
+    importance = None
+    if imatrix == AUTO or (imatrix is None and run.recipe.export.imatrix):
+        importance = run_importance(run)
+    elif imatrix is not None:
+        importance = importance_of(Path(imatrix), tuned_source(run).folder, run.recipe.export.imatrix_tokens)
+    return _export_run(run, chosen, out or run.gguf, importance, check)
+
+
+def export_folder(
+    folder: Path,
+    types: Sequence[str],
+    out: Path | None = None,
+    *,
+    adapter: Path | None = None,
+    imatrix: str | None = None,
+    threads: int | None = None,
+    check: bool = True,
+) -> dict[str, Any]:
+    """Write GGUFs of any model folder into `out`, by default NAME-gguf. UserError for an unknown type or model.
+
+    `adapter` is merged into it tensor by tensor, and names the files. `imatrix` is a matrix or texts, see
+    `importance_of`. The summary has `files` (type, path, bytes, seconds), what `write_serving` wrote beside them, and
+    `checks`: what `check_exported` found, with `check` the measured part too.
+    """
+    chosen = known_types(types)
+    if imatrix == AUTO:
+        raise UserError(
+            "only a run has texts of its own.", where="--imatrix", next_step="Name them: --imatrix train.jsonl"
+        )
+    source = folder_source(folder) if adapter is None else adapter_source(folder, adapter)
+    default = Export.model_fields["imatrix_tokens"].default
+    importance = None if imatrix is None else importance_of(Path(imatrix), folder, default)
+
+    def checked(paths: Mapping[str, Path], source: Source) -> dict[str, Any]:
+        return check_exported(folder, paths, threads=threads, measure=check, has_weights=source.has_weights)
+
+    return _export(source, chosen, out or Path(f"{source.name}-gguf"), checked, importance=importance, threads=threads)
+
+
+def known_types(types: Sequence[str]) -> list[str]:
+    """The types in order, each once. Raises UserError for one that is unknown, or for none."""
     unknown = [name for name in types if name not in TYPES]
     if unknown or not types:
         raise UserError(
@@ -53,83 +102,87 @@ def export_folder(folder: Path, types: Sequence[str], out: Path, *, threads: int
             where="--to",
             next_step=f"Known: {', '.join(TYPES)}.",
         )
-    return _write(folder, list(dict.fromkeys(types)), out, folder.absolute().name, decoding=None, threads=threads)
+    return list(dict.fromkeys(types))
 
 
 def tuned_gguf(run: RunFolder, gguf_type: str) -> Path:
-    """The tuned model's GGUF of this type: gguf/NAME-TYPE.gguf, written if it is not there. For evaluating and chat."""
-    from ssd_lite.engines.model_source import gguf_file
+    """The tuned model's GGUF of this type, written if it is not there. For evaluating and chat.
 
-    run.require("merge")
-    path = _gguf_path(run.gguf, run.recipe.name, gguf_type)
-    run.gguf.mkdir(exist_ok=True)
-    _claim(path, run.merged, run.recipe.evaluate.tuned)
-    return gguf_file(run.merged, gguf_type, path, decoding=run.recipe.evaluate.tuned, threads=run.recipe.threads)
-
-
-def _gguf_path(folder: Path, name: str, gguf_type: str) -> Path:
-    return folder / f"{name}-{gguf_type}.gguf"
-
-
-def _claim(path: Path, folder: Path, decoding: Decoding | None) -> None:
-    """Note beside a GGUF what it is made from, before it is. Raises UserError if it is there and made from others."""
-    from ssd_lite.engines.model_folder import weights_sha256
-
-    note = path.with_name(f".{path.name}.source.json")
-    origin = {"weights_sha256": weights_sha256(folder), "decoding": decoding.model_dump() if decoding else None}
-    if path.exists() and not (note.is_file() and json.loads(note.read_text(encoding="utf-8")) == origin):
-        raise UserError(
-            "is there and was not made from these weights and settings.",
-            where=str(path),
-            next_step="Name another --out, or move it away.",
-        )
-    write_text(note, json.dumps(origin) + "\n")
+    With export.imatrix it is the file that `export` writes, but for model.gguf_type: there the base, which it is
+    compared with, has no matrix either.
+    """
+    recipe = run.recipe
+    importance = run_importance(run) if recipe.export.imatrix and gguf_type != recipe.model.gguf_type else None
+    files = write_files(
+        tuned_source(run),
+        [gguf_type],
+        run.gguf,
+        decoding=recipe.evaluate.tuned,
+        importance=importance,
+        threads=recipe.threads,
+    )
+    return files.paths[gguf_type]
 
 
-def _write(
-    folder: Path,
+def _export_run(
+    run: RunFolder, types: Sequence[str], out: Path, importance: Importance | None, check: bool
+) -> dict[str, Any]:
+    recipe = run.recipe
+
+    def checked(paths: Mapping[str, Path], source: Source) -> dict[str, Any]:
+        return check_run(run, paths, source.folder, measure=check, has_weights=source.has_weights)
+
+    return _export(
+        tuned_source(run),
+        types,
+        out,
+        checked,
+        beside=_exported(run) if out == run.gguf else {},
+        decoding=recipe.evaluate.tuned,
+        importance=importance,
+        threads=recipe.threads,
+        enable_thinking=recipe.model.enable_thinking,
+        max_new_tokens=recipe.evaluate.max_new_tokens,
+    )
+
+
+def _exported(run: RunFolder) -> dict[str, Path]:
+    """The files of an export that is done: what serves a run names them too when others join them."""
+    done = run.done("export") or {"files": []}
+    paths = {file["type"]: run.path / file["path"] for file in done["files"]}
+    return {gguf_type: path for gguf_type, path in paths.items() if path.is_file()}
+
+
+def _export(
+    source: Source,
     types: Sequence[str],
     out: Path,
-    name: str,
+    check: Check,
     *,
-    decoding: Decoding | None,
-    threads: int | None,
+    beside: Mapping[str, Path] | None = None,
+    decoding: Decoding | None = None,
+    importance: Importance | None = None,
+    threads: int | None = None,
     enable_thinking: bool | None = None,
+    max_new_tokens: int | None = None,
 ) -> dict[str, Any]:
+    """Files, then what stands beside them, then the checks, which need both."""
     from ssd_lite.engines.gguf_check import check_vocabulary
-    from ssd_lite.engines.gguf_set import write_gguf_set
-    from ssd_lite.engines.model_folder import ModelFolder
 
-    ModelFolder(folder)  # what is no model is refused before anything is made
-    try:
-        out.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise UserError(
-            f"cannot be made: {error.strerror}.", where=str(out), next_step="Name another --out."
-        ) from error
-    paths = {gguf_type: _gguf_path(out, name, gguf_type) for gguf_type in types}
-    for path in paths.values():
-        _claim(path, folder, decoding)
-    seconds = write_gguf_set(folder, paths, decoding=decoding, threads=threads)
-    for path in paths.values():
-        check_vocabulary(path, folder)
+    written = write_files(source, types, out, decoding=decoding, importance=importance, threads=threads)
+    for path in written.paths.values():
+        check_vocabulary(path, source.folder)
     files = [
-        {"type": t, "path": str(p), "bytes": p.stat().st_size, "seconds": round(seconds.get(t, 0.0), 2)}
-        for t, p in paths.items()
+        {"type": t, "path": str(p), "bytes": p.stat().st_size, "seconds": round(written.seconds.get(t, 0.0), 2)}
+        for t, p in written.paths.items()
     ]
-    learnt = _write_modelfile(folder, paths[types[0]], decoding, enable_thinking)
-    return {"files": files, "modelfile": str(out / "Modelfile"), "template": learnt}
-
-
-def _write_modelfile(folder: Path, gguf: Path, decoding: Decoding | None, enable_thinking: bool | None) -> bool:
-    from ssd_lite.engines.gguf_vocabulary import read_vocabulary
-    from ssd_lite.engines.model_folder import read_json
-    from ssd_lite.engines.tokenizer import ChatTokenizer
-
-    tokenizer = ChatTokenizer.load(folder, enable_thinking)
-    vocabulary = read_vocabulary(folder, read_json(folder / "config.json"))
-    bos = vocabulary.tokens[vocabulary.special["bos"]] if vocabulary.add_bos else None
-    form = learn_format(lambda messages: tokenizer.render(messages)[0], bos)
-    stops = [vocabulary.tokens[index] for index in vocabulary.end_ids]
-    write_text(gguf.parent / "Modelfile", modelfile(gguf.name, form, stops, decoding))
-    return form is not None
+    serving = write_serving(
+        source.folder,
+        {**(beside or {}), **written.paths},
+        source.name,
+        decoding=decoding,
+        enable_thinking=enable_thinking,
+        max_new_tokens=max_new_tokens,
+    )
+    matrix = {"imatrix": str(written.imatrix)} if written.imatrix else {}
+    return {"files": files, **matrix, **serving, "checks": check(written.paths, source)}

@@ -118,8 +118,14 @@ def _conversations(learnt: TurnFormat) -> list[list[Message]]:
     ]
 
 
-def modelfile(gguf_name: str, form: TurnFormat | None, stops: Sequence[str], decoding: Decoding | None) -> str:
-    """The text of a Modelfile for a GGUF in the same folder."""
+def modelfile(
+    gguf_name: str,
+    form: TurnFormat | None,
+    stops: Sequence[str],
+    decoding: Decoding | None,
+    context: int | None = None,
+) -> str:
+    """The text of a Modelfile for a GGUF in the same folder; `context` in tokens, None takes Ollama's few thousand."""
     lines = [f"FROM ./{gguf_name}"]
     if form is None:
         lines.append("# The chat template is not of a shape that is known here: Ollama takes the one in the GGUF.")
@@ -133,5 +139,7 @@ def modelfile(gguf_name: str, form: TurnFormat | None, stops: Sequence[str], dec
             f"PARAMETER top_p {decoding.top_p}",
         ]
     min_p = decoding.min_p if decoding is not None else 0.0
+    # Without these Ollama takes values of its own, which are another law.
     lines += [f"PARAMETER min_p {min_p:g}", "PARAMETER repeat_penalty 1"]
+    lines += [] if context is None else [f"PARAMETER num_ctx {context}"]
     return "\n".join(lines) + "\n"

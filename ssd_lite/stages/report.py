@@ -10,7 +10,7 @@ from ssd_lite.errors import UserError
 from ssd_lite.run_folder import RunFolder
 from ssd_lite.stages.diagnosis_section import shows_diagnosis
 from ssd_lite.stages.model_card import write_card
-from ssd_lite.stages.report_findings import read_findings, read_numbers
+from ssd_lite.stages.report_findings import Findings, read_findings, read_numbers
 from ssd_lite.stages.report_page import card_figures, render, terminal_table
 from ssd_lite.stages.report_words import set_line
 from ssd_lite.stages.rounds_section import shows_rounds
@@ -33,13 +33,17 @@ def report(run: RunFolder) -> dict[str, Any]:
         write_text(run.report, page)
     except OSError as error:
         raise UserError(f"cannot be written: {error.strerror}.", where=str(run.report)) from error
-    sentence = str(findings.comparison["sentence"])
-    guard = [f"{entry['name']}: {entry['sentence']}" for entry in findings.summary("evaluate").get("guard", [])]
-    words = [f"{sentence} {set_line(findings.arms['base'])}.", *(f"Guard {line}" for line in guard)]
-    write_card(run, card_figures(findings), " ".join(words))
-    summary = {"report": run.report.name, "verdict": sentence}
+    write_card(run, card_figures(findings), verdict_words(findings))
+    summary = {"report": run.report.name, "verdict": str(findings.comparison["sentence"])}
     run.finish("report", summary, time.monotonic() - started)
     return summary
+
+
+def verdict_words(findings: Findings) -> str:
+    """The verdict for a card: its sentence, over which problems, and what the guard saw."""
+    guard = [f"{entry['name']}: {entry['sentence']}" for entry in findings.summary("evaluate").get("guard", [])]
+    words = [f"{findings.comparison['sentence']} {set_line(findings.arms['base'])}."]
+    return " ".join([*words, *(f"Guard {line}" for line in guard)])
 
 
 def _shows_all(run: RunFolder) -> bool:

