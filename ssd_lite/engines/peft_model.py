@@ -170,6 +170,7 @@ def save_trained(network: Any, folder: Path, base: BaseModel) -> None:
         config = network.peft_config["default"]
         config.base_model_name_or_path, config.revision = base.name, base.revision
         config.inference_mode = True
+        config.auto_mapping = None  # Unsloth sets one for its own classes; task_type says what PEFT needs
         state = get_peft_model_state_dict(network, save_embedding_layers=False)
         tensors = {name: tensor.detach().cpu().contiguous() for name, tensor in state.items()}
         save_file(tensors, folder / "adapter_model.safetensors", metadata={"format": "pt"})
