@@ -15,6 +15,13 @@ os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
 
 import pytest
 
+# A runner started in the background, or under nohup, ignores signals, and what it starts inherits that: then no test
+# of a signal could pass, and a shell cannot even trap it.
+if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
+    signal.signal(signal.SIGINT, signal.default_int_handler)
+if signal.getsignal(signal.SIGHUP) is signal.SIG_IGN:
+    signal.signal(signal.SIGHUP, signal.SIG_DFL)
+
 # Reasons that are no missing part of an installation: data that does not ship, what a processor cannot do, and Unsloth,
 # which cannot be installed beside the newest transformers and is tested in a second environment.
 ALLOWED_SKIPS = ("shared data", "shared/data", "this CPU", "in an environment of its own")
