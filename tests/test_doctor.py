@@ -191,7 +191,8 @@ def card(name: str, total_mib: int, free_mib: int | None = None) -> Cards:
     [
         ("qwen3-4b-instruct-qlora-24gb", card("NVIDIA GeForce RTX 4090", 24564, 24110), "ok"),
         ("qwen3-4b-instruct-qlora-24gb", card("NVIDIA GeForce RTX 4090", 24564, 9000), "fail"),  # half of it is taken
-        ("qwen3-8b-qlora-24gb", card("NVIDIA L4", 23034), "fail"),
+        ("qwen3-8b-qlora-24gb", card("NVIDIA L4", 23034), "ok"),
+        ("qwen3-8b-qlora-24gb", card("NVIDIA L4", 23034, 20000), "fail"),
         ("qwen3-8b-qlora-24gb", card("A card that nobody listed", 81559), "ok"),
     ],
 )

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import inspect
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 
 import torch
 from transformers import AutoModelForCausalLM, DynamicCache
+from transformers.utils import logging
 
 from ssd_lite.engines.sampler import CountTokens
 from ssd_lite.engines.scorer import BLOCK_BYTES, T, Take, Text, check_context
@@ -23,7 +25,11 @@ class HfScorer:
     def __init__(self, model: Path, threads: int | None = None) -> None:
         self._device = "cuda" if torch.cuda.is_available() else "cpu"
         dtype = torch.bfloat16 if self._device == "cuda" else torch.float32
+        logging.disable_progress_bar()
         self._model = AutoModelForCausalLM.from_pretrained(model, dtype=dtype).to(self._device).eval()
+        # transformers 5.2x calls it `cache`, and will refuse the old name from 5.40.
+        known = inspect.signature(self._model.forward).parameters
+        self._cache_keyword = "cache" if "cache" in known else "past_key_values"
         self._tuner = ThreadTuner(torch.set_num_threads, threads)
 
     def visit(self, texts: Sequence[Text], take: Take[T], count_tokens: CountTokens) -> Iterator[tuple[int, list[T]]]:
@@ -59,12 +65,12 @@ class HfScorer:
             ids[row, : len(text.ids)] = torch.tensor(text.ids)
         vocabulary = int(self._model.config.get_text_config().vocab_size)
         piece = max(1, BLOCK_BYTES // (4 * vocabulary * len(texts)))
-        cache = DynamicCache(config=self._model.config)
+        cache = {self._cache_keyword: DynamicCache(config=self._model.config)}
         found: dict[int, list[T]] = {number: [] for number in texts}
         for start in range(0, width, piece):
             started = time.monotonic()
             part = ids[:, start : start + piece].to(self._device)
-            logits = self._model(input_ids=part, past_key_values=cache, use_cache=True).logits
+            logits = self._model(input_ids=part, use_cache=True, **cache).logits
             self._tuner.step(time.monotonic() - started, part.numel())
             for row, (number, text) in enumerate(texts.items()):
                 here = (text.rows >= start) & (text.rows < start + part.shape[1])
