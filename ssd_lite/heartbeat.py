@@ -110,7 +110,7 @@ def current() -> Heartbeat | None:
 def finish(folder: Path, state: str, error: str | None = None) -> None:
     """Set the state of the run's heartbeat from outside, where the process that worked may be dead."""
     there = read(folder)
-    if there is not None:
+    if there is not None and (there.get("state"), there.get("error")) != (state, error):
         _replace(folder / FILE, {**there, "state": state, "error": error, **_now()})
 
 
