@@ -37,6 +37,16 @@ def stages_of(recipe: Recipe) -> tuple[Stage, ...]:
     return tuple(stage for stage in STAGE_SECTIONS if stage not in skipped)
 
 
+def make_out_folder(path: Path) -> None:
+    """Make a folder of results where --out says, unless it is there. Raises UserError where it cannot be made."""
+    try:
+        path.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise UserError(
+            f"cannot be made: {error.strerror}.", where=str(path), next_step="Name another --out."
+        ) from error
+
+
 def claim_folder(path: Path, file: str, recipe: Recipe, kind: str) -> None:
     """Make an empty folder ours by writing the recipe into `file`. UserError where it holds something, or cannot be."""
     if path.exists() and not (path.is_dir() and all(entry.name.startswith(".") for entry in path.iterdir())):

@@ -7,7 +7,6 @@ import json
 import os
 import subprocess
 import sys
-import threading
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -18,6 +17,7 @@ from types import ModuleType
 from unittest.mock import MagicMock
 
 import pytest
+from hub_server import running
 
 ROOT = Path(__file__).resolve().parents[1]
 CLOUD = ROOT / "recipes" / "cloud"
@@ -163,13 +163,8 @@ def runpod_api() -> Iterator[RunPod]:
     state = RunPod()
     server = ThreadingHTTPServer(("127.0.0.1", 0), _handler(state))
     state.url = f"http://127.0.0.1:{server.server_address[1]}"
-    thread = threading.Thread(target=server.serve_forever, daemon=True)
-    thread.start()
-    try:
+    with running(server):
         yield state
-    finally:
-        server.shutdown()
-        server.server_close()
 
 
 def load(name: str) -> ModuleType:

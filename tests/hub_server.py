@@ -12,11 +12,12 @@ from dataclasses import dataclass, field
 from hashlib import sha1, sha256
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 from urllib.parse import parse_qs, unquote, urlsplit
 
 import yaml
 
+Server = TypeVar("Server", bound=ThreadingHTTPServer)
 COMMIT = "c0ffee" + "0" * 34
 TOKEN = "hf_standInForTests0123456789"
 USER = "somebody"
@@ -101,15 +102,15 @@ class Hub(ThreadingHTTPServer):
 
 
 @contextmanager
-def running(hub: Hub) -> Iterator[Hub]:
+def running(server: Server) -> Iterator[Server]:
     """Serve until the block ends."""
-    thread = threading.Thread(target=hub.serve_forever, daemon=True)
+    thread = threading.Thread(target=server.serve_forever, daemon=True)
     thread.start()
     try:
-        yield hub
+        yield server
     finally:
-        hub.shutdown()
-        hub.server_close()
+        server.shutdown()
+        server.server_close()
         thread.join()
 
 

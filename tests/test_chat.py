@@ -13,6 +13,7 @@ from pathlib import Path
 import click.testing
 import pytest
 from tiny_models import packaged_source, save_tiny
+from trained_run import make_merged_run
 
 from ssd_lite.atomic import new_folder
 from ssd_lite.cli import main
@@ -31,17 +32,8 @@ pytest.importorskip("llama_cpp")
 def run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> RunFolder:
     """A run whose merge is done, with another decoding for each arm."""
     monkeypatch.setenv("SSD_LITE_CACHE", str(tmp_path / "cache"))
-    recipe = {
-        "name": "tiny",
-        "model": {"name": str(save_tiny(tmp_path / "base"))},
-        "evaluate": {"max_new_tokens": 20, "base": {"temperature": 0.5}, "tuned": {"temperature": 1.5}},
-        "threads": 1,
-    }
-    run = RunFolder.create(tmp_path / "run", Recipe.model_validate(recipe))
-    with new_folder(run.merged) as part:
-        save_tiny(part, initializer_range=0.4)
-    run.finish("merge", {"weights_sha256": weights_sha256(run.merged)}, 1.0)
-    return run
+    decodings = {"base": {"temperature": 0.5}, "tuned": {"temperature": 1.5}}
+    return make_merged_run(tmp_path, evaluate={"max_new_tokens": 20, **decodings})
 
 
 def test_both_answer_each_under_its_decoding_with_one_seed(run: RunFolder, capsys) -> None:

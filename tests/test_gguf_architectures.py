@@ -7,13 +7,13 @@ from typing import Any
 
 import numpy as np
 import pytest
+from plain_gguf import write_gguf
 from reference_converter import convert
 from tiny_architectures import CASES, SLOW_CASES, save_case
 from tiny_models import hf_logits, llama_logits
 from tiny_tokenizers import NASTY
 
 from ssd_lite.engines.gguf_read import GgufFile, open_gguf
-from ssd_lite.engines.gguf_write import write_gguf
 from ssd_lite.engines.quantise import Vocabulary
 from ssd_lite.engines.tokenizer import ChatTokenizer
 

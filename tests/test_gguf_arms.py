@@ -6,12 +6,9 @@ import json
 from pathlib import Path
 
 import pytest
-from tiny_models import save_tiny
+from trained_run import make_merged_run
 
-from ssd_lite.atomic import new_folder
-from ssd_lite.engines.model_folder import weights_sha256
 from ssd_lite.errors import UserError
-from ssd_lite.recipe import Recipe
 from ssd_lite.recipe_file import load_recipe
 from ssd_lite.run_folder import RunFolder
 from ssd_lite.stages.evaluate import evaluate
@@ -24,19 +21,12 @@ pytest.importorskip("llama_cpp")
 def run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> RunFolder:
     """A run whose merge is done; the merged model is another random one."""
     monkeypatch.setenv("SSD_LITE_CACHE", str(tmp_path / "cache"))
-    base = save_tiny(tmp_path / "base")
-    recipe = {
-        "name": "tiny",
-        "model": {"name": str(base), "gguf_type": "f16"},
-        "problems": {"evaluate_limit": 3},
-        "evaluate": {"n": 2, "k": [1], "max_new_tokens": 12, "sandbox": "none", "gguf": ["q8_0", "f16", "q4_0"]},
-        "threads": 1,
-    }
-    run = RunFolder.create(tmp_path / "run", Recipe.model_validate(recipe))
-    with new_folder(run.merged) as part:
-        save_tiny(part, initializer_range=0.4)
-    run.finish("merge", {"weights_sha256": weights_sha256(run.merged)}, 1.0)
-    return run
+    return make_merged_run(
+        tmp_path,
+        {"gguf_type": "f16"},
+        problems={"evaluate_limit": 3},
+        evaluate={"n": 2, "k": [1], "max_new_tokens": 12, "sandbox": "none", "gguf": ["q8_0", "f16", "q4_0"]},
+    )
 
 
 def test_each_type_is_an_arm_of_its_own(run: RunFolder) -> None:

@@ -9,13 +9,13 @@ from typing import Any
 import numpy as np
 import pytest
 from click.testing import CliRunner
+from plain_gguf import write_gguf
 from tiny_architectures import CASES, save_case
 from tiny_models import hf_logits, save_tiny
 
 from ssd_lite.cli import main
 from ssd_lite.engines.gguf_lora import write_lora_gguf
 from ssd_lite.engines.gguf_read import open_gguf
-from ssd_lite.engines.gguf_write import write_gguf
 from ssd_lite.engines.merge_weights import merge_folder
 from ssd_lite.engines.model_source import resolve_model
 from ssd_lite.errors import UserError

@@ -10,12 +10,12 @@ from typing import Any
 
 import numpy as np
 import pytest
+from plain_gguf import write_gguf
 from tiny_models import save_tiny
 
 from ssd_lite.engines import gguf_part, gguf_set, gguf_stream
 from ssd_lite.engines.gguf_set import write_gguf_set, write_pass
 from ssd_lite.engines.gguf_types import FILE_TYPES
-from ssd_lite.engines.gguf_write import write_gguf
 from ssd_lite.engines.imatrix_file import Imatrix
 from ssd_lite.engines.model_folder import ModelFolder
 from ssd_lite.engines.quantise import quantise

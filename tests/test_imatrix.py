@@ -8,11 +8,11 @@ from typing import Any
 
 import numpy as np
 import pytest
+from plain_gguf import write_gguf
 from tiny_models import save_tiny
 
 from ssd_lite.engines import imatrix as module
 from ssd_lite.engines.gguf_read import open_gguf
-from ssd_lite.engines.gguf_write import write_gguf
 from ssd_lite.engines.imatrix import compute_imatrix
 from ssd_lite.engines.imatrix_file import read_imatrix, write_imatrix
 from ssd_lite.errors import Stopped, UserError

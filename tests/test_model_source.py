@@ -9,10 +9,10 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from plain_gguf import write_gguf
 from tiny_models import cache_in, packaged_folder, packaged_source, save_tiny, shared_cache
 
 from ssd_lite.engines import model_cache, model_source
-from ssd_lite.engines.gguf_write import write_gguf
 from ssd_lite.engines.model_folder import INDEX_FILE, SOURCE_FILE, weights_sha256
 from ssd_lite.engines.model_source import gguf_file, hf_folder, resolve_model
 from ssd_lite.engines.quantise import Vocabulary

@@ -7,13 +7,13 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from plain_gguf import write_gguf
 from tiny_models import hf_logits, llama_logits, save_tiny
 
 from ssd_lite.engines.gguf_check import check_vocabulary
 from ssd_lite.engines.gguf_read import open_gguf
 from ssd_lite.engines.gguf_set import write_gguf_set
 from ssd_lite.engines.gguf_types import FILE_TYPES
-from ssd_lite.engines.gguf_write import write_gguf
 from ssd_lite.engines.quantise import Vocabulary, quantise
 from ssd_lite.errors import UserError
 from ssd_lite.stages.export import TYPES

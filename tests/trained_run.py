@@ -1,4 +1,4 @@
-"""A run whose training is done, made by hand on a tiny model: adapter, rows and samples, without a training."""
+"""Runs whose training or merging is done, made by hand on tiny models: adapter, rows and samples, no training."""
 
 from __future__ import annotations
 
@@ -10,6 +10,7 @@ import numpy as np
 from tiny_models import save_tiny
 
 from ssd_lite.atomic import new_folder
+from ssd_lite.engines.model_folder import weights_sha256
 from ssd_lite.engines.model_source import resolve_model
 from ssd_lite.recipe import Recipe
 from ssd_lite.run_folder import RunFolder
@@ -32,6 +33,18 @@ def make_trained_run(
     write_adapter(base, run.adapter, method, spread)
     write_rows(run, 40)
     run.finish("train", {"steps": 3, "final_loss": 1.25}, 1.0)
+    return run
+
+
+def make_merged_run(folder: Path, model: dict[str, Any] | None = None, **sections: Any) -> RunFolder:
+    """A random base in `folder`/base and a run in `folder`/run whose merged model is another random one."""
+    named = {"name": str(save_tiny(folder / "base")), **(model or {})}
+    run = RunFolder.create(
+        folder / "run", Recipe.model_validate({"name": "tiny", "threads": 1, "model": named, **sections})
+    )
+    with new_folder(run.merged) as part:
+        save_tiny(part, initializer_range=0.4)
+    run.finish("merge", {"weights_sha256": weights_sha256(run.merged)}, 1.0)
     return run
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -52,57 +53,58 @@ def export(folder: Path, adapter_only: bool, as_json: bool, **options: Any) -> A
     """
     if (folder / "recipe.yaml").is_file():
         with opened_run(folder, "export") as run:
-            return _of_run(run, adapter_only, **options)
+            return _of_run(run, adapter_only, _Asked(**options))
     if adapter_only:
         raise UserError(
             "is for a run, which has an adapter.", where="--adapter-only", next_step=f"Name a run instead of {folder}."
         )
-    return _of_folder(folder, **options)
+    return _of_folder(folder, _Asked(**options))
 
 
-def _of_run(
-    run: RunFolder,
-    adapter_only: bool,
-    to: str | None,
-    out: Path | None,
-    adapter: Path | None,
-    imatrix: str | None,
-    threads: int | None,
-    no_check: bool,
-) -> Answer:
+@dataclass(frozen=True)
+class _Asked:
+    """The options of `export`, as typed."""
+
+    to: str | None
+    out: Path | None
+    adapter: Path | None
+    imatrix: str | None
+    threads: int | None
+    no_check: bool
+
+
+def _of_run(run: RunFolder, adapter_only: bool, asked: _Asked) -> Answer:
     from ssd_lite.stages import export as stage
 
-    if adapter is not None or threads is not None:
-        option = "--adapter" if adapter is not None else "--threads"
+    if asked.adapter is not None or asked.threads is not None:
+        option = "--adapter" if asked.adapter is not None else "--threads"
         raise UserError("is for model folders; a run has its own.", where=option, next_step="Leave it out.")
     if adapter_only:
         return _adapter(run)
-    if to or out or imatrix or no_check:
-        types = None if to is None else _types(to)
-        done = stage.export_more(run, types, out, imatrix=imatrix, check=not no_check)
+    if asked.to or asked.out or asked.imatrix or asked.no_check:
+        types = None if asked.to is None else _types(asked.to)
+        done = stage.export_more(run, types, asked.out, imatrix=asked.imatrix, check=not asked.no_check)
         return Answer({"stage": "export", **done}, _files_text(done, Path()))
     done = stage.export(run)
     return Answer({"stage": "export", **done}, _files_text(done, run.path))
 
 
-def _of_folder(
-    folder: Path,
-    to: str | None,
-    out: Path | None,
-    adapter: Path | None,
-    imatrix: str | None,
-    threads: int | None,
-    no_check: bool,
-) -> Answer:
+def _of_folder(folder: Path, asked: _Asked) -> Answer:
     from ssd_lite.stages import export as stage
 
     if not folder.is_dir():
         raise UserError("is no folder.", where=str(folder.absolute()), next_step="Name a run or a model folder.")
-    if to is None:
+    if asked.to is None:
         raise UserError("is missing.", where="--to", next_step="Type for instance --to f16,q8_0,q4_k_m.")
     prepare_process()
     done = stage.export_folder(
-        folder, _types(to), out, adapter=adapter, imatrix=imatrix, threads=threads, check=not no_check
+        folder,
+        _types(asked.to),
+        asked.out,
+        adapter=asked.adapter,
+        imatrix=asked.imatrix,
+        threads=asked.threads,
+        check=not asked.no_check,
     )
     return Answer(done, _files_text(done, Path()))
 

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 
 import click
 
-from ssd_lite.errors import Stopped, UserError
+from ssd_lite.errors import Stopped
 
 if TYPE_CHECKING:
     from ssd_lite.run_folder import RunFolder
@@ -106,14 +106,10 @@ def _need_parent(folder: Path) -> None:
 @contextmanager
 def locked_folder(folder: Path) -> Iterator[None]:
     """A folder of results outside a run, made if need be, for this process alone."""
+    from ssd_lite.run_folder import make_out_folder
     from ssd_lite.run_lock import run_lock
 
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise UserError(
-            f"cannot be made: {error.strerror}.", where=str(folder), next_step="Name another --out."
-        ) from error
+    make_out_folder(folder)
     prepare_process()
     with run_lock(folder) as lock:
         _as_child(folder, lock)

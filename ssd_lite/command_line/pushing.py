@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import click
 
@@ -27,16 +28,7 @@ KINDS = click.Choice(["adapter", "merged", "gguf", "samples", "report"])
 @click.option("--force", is_flag=True, help="Push into a public repository, or over files of others.")
 @click.option("--dry-run", is_flag=True, help="List files, sizes, repository and visibility; asks nobody.")
 @answers_json
-def push(
-    folder: Path,
-    what: tuple[str, ...],
-    repo_id: str | None,
-    public: bool,
-    revision: str | None,
-    force: bool,
-    dry_run: bool,
-    as_json: bool,
-) -> Answer:
+def push(folder: Path, as_json: bool, **options: Any) -> Answer:
     """Push what a run made to the Hugging Face Hub.
 
     Private by default, each kind into a repository of its own, with a card. What is there already is not sent again.
@@ -47,9 +39,8 @@ def push(
 
     run = RunFolder.open(folder)
     prepare_process()
-    options = PushOptions(what, repo_id, public, revision, force, dry_run)
     try:
-        result = stage(run, options, lambda line: click.echo(line, err=True))
+        result = stage(run, PushOptions(**options), lambda line: click.echo(line, err=True))
     except KeyboardInterrupt as error:
         raise Stopped("The push was cut short by a second Ctrl-C.") from error
     return Answer(result, "\n".join(lines(result)))

@@ -39,12 +39,9 @@ def run(
     out: Path | None,
     settings: tuple[str, ...],
     unsafe_sandbox: bool,
-    strict: bool,
-    max_hours: float | None,
-    max_cost: float | None,
-    price: float | None,
     after: str | None,
     as_json: bool,
+    **options: Any,
 ) -> Answer:
     """Do a whole run, from sampling to the report.
 
@@ -57,7 +54,8 @@ def run(
     if unsafe_sandbox:
         settings = (*settings, "evaluate.sandbox=none")
     with then(after, out or Path("runs") / Path(recipe).stem) as ending:
-        set_limits(max_hours, max_cost, price)
+        strict = options.pop("strict")
+        set_limits(**options)
         answer = _run(recipe, out, settings, strict, as_json, ending)
         ending.code = 0 if answer.failure is None else answer.failure.exit_code
     if ending.then_code and answer.failure is None:

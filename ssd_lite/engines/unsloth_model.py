@@ -56,13 +56,13 @@ def build_model(folder: Path, settings: Train, *, number_format: torch.dtype = t
         base, _ = FastLanguageModel.from_pretrained(**loading(folder, settings, number_format))
         _check_same(base, folder)
         check_adapter(base, settings)
-        network: Any = FastLanguageModel.get_peft_model(base, **adapting(base, settings))
+        network: nn.Module = FastLanguageModel.get_peft_model(base, **adapting(base, settings))
     for parameter in network.parameters():
         if parameter.requires_grad:
             parameter.data = parameter.data.float()
-    network.config.use_cache = False
+    base.config.use_cache = False
     network.train()
-    return network  # type: ignore[no-any-return]
+    return network
 
 
 def loading(folder: Path, settings: Train, number_format: torch.dtype) -> dict[str, Any]:

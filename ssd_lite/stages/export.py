@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, get_args
 
@@ -20,6 +21,17 @@ from ssd_lite.stages.serving import write_serving
 TYPES: tuple[str, ...] = get_args(GgufType)
 _BESIDE = ("modelfile", "preset", "guide", "imatrix")
 Check = Callable[[Mapping[str, Path], Source], dict[str, Any]]
+
+
+@dataclass(frozen=True)
+class _How:
+    """How files are written, and how they are to be decoded; a plain folder says nothing of the latter."""
+
+    importance: Importance | None = None
+    threads: int | None = None
+    decoding: Decoding | None = None
+    enable_thinking: bool | None = None
+    max_new_tokens: int | None = None
 
 
 def export(run: RunFolder) -> dict[str, Any]:
@@ -90,7 +102,7 @@ def export_folder(
     def checked(paths: Mapping[str, Path], source: Source) -> dict[str, Any]:
         return check_exported(folder, paths, threads=threads, measure=check, has_weights=source.has_weights)
 
-    return _export(source, chosen, out or Path(f"{source.name}-gguf"), checked, importance=importance, threads=threads)
+    return _export(source, chosen, out or Path(f"{source.name}-gguf"), checked, _How(importance, threads))
 
 
 def known_types(types: Sequence[str]) -> list[str]:
@@ -132,18 +144,14 @@ def _export_run(
     def checked(paths: Mapping[str, Path], source: Source) -> dict[str, Any]:
         return check_run(run, paths, source.folder, measure=check, has_weights=source.has_weights)
 
-    return _export(
-        tuned_source(run),
-        types,
-        out,
-        checked,
-        beside=_exported(run) if out == run.gguf else {},
+    how = _How(
+        importance,
+        recipe.threads,
         decoding=recipe.evaluate.tuned,
-        importance=importance,
-        threads=recipe.threads,
         enable_thinking=recipe.model.enable_thinking,
         max_new_tokens=recipe.evaluate.max_new_tokens,
     )
+    return _export(tuned_source(run), types, out, checked, how, beside=_exported(run) if out == run.gguf else {})
 
 
 def _exported(run: RunFolder) -> dict[str, Path]:
@@ -158,18 +166,14 @@ def _export(
     types: Sequence[str],
     out: Path,
     check: Check,
+    how: _How,
     *,
     beside: Mapping[str, Path] | None = None,
-    decoding: Decoding | None = None,
-    importance: Importance | None = None,
-    threads: int | None = None,
-    enable_thinking: bool | None = None,
-    max_new_tokens: int | None = None,
 ) -> dict[str, Any]:
     """Files, then what stands beside them, then the checks, which need both."""
     from ssd_lite.engines.gguf_check import check_vocabulary
 
-    written = write_files(source, types, out, decoding=decoding, importance=importance, threads=threads)
+    written = write_files(source, types, out, decoding=how.decoding, importance=how.importance, threads=how.threads)
     for path in written.paths.values():
         check_vocabulary(path, source.folder)
     files = [
@@ -180,9 +184,9 @@ def _export(
         source.folder,
         {**(beside or {}), **written.paths},
         source.name,
-        decoding=decoding,
-        enable_thinking=enable_thinking,
-        max_new_tokens=max_new_tokens,
+        decoding=how.decoding,
+        enable_thinking=how.enable_thinking,
+        max_new_tokens=how.max_new_tokens,
     )
     matrix = {"imatrix": str(written.imatrix)} if written.imatrix else {}
     return {"files": files, **matrix, **serving, "checks": check(written.paths, source)}

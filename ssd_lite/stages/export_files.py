@@ -11,9 +11,9 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from ssd_lite.errors import UserError
 from ssd_lite.progress import Progress
 from ssd_lite.recipe_section import Decoding
+from ssd_lite.run_folder import make_out_folder
 from ssd_lite.stages.export_source import Source, claim
 from ssd_lite.stages.importance import UNAFFECTED, Importance
 
@@ -49,12 +49,7 @@ def write_files(
     """Write the types that are not in `out` yet, which is made. UserError where a file there is of another source."""
     paths = {name: gguf_path(out, source.name, name, with_matrix=importance is not None) for name in types}
     files = Files(paths)
-    try:
-        out.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise UserError(
-            f"cannot be made: {error.strerror}.", where=str(out), next_step="Name another --out."
-        ) from error
+    make_out_folder(out)
     for gguf_type, path in paths.items():
         affected = importance is not None and gguf_type not in UNAFFECTED
         claim(path, source, decoding, importance.digest if importance and affected else None)

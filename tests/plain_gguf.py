@@ -1,4 +1,4 @@
-"""A Hugging Face folder as one GGUF in 16 or 32 bits, without llama.cpp."""
+"""A model folder as one GGUF in 16 or 32 bits: what tests compare with and hand to llama.cpp."""
 
 from __future__ import annotations
 
