@@ -85,9 +85,15 @@ def begin(folder: Path, stage: str) -> Heartbeat:
     global _current
     price, above = os.environ.get(PRICE), os.environ.get(PARENT)
     parent = Path(above) if above else None
-    _current = Heartbeat(folder, stage, spent_seconds(parent or folder), float(price) if price else None, parent)
+    _current = Heartbeat(folder, stage, _spent(parent or folder), float(price) if price else None, parent)
     _current.beat()
     return _current
+
+
+def _spent(folder: Path) -> float:
+    """Seconds the run took so far. A machine that was lost left no word in the manifest, but its heartbeat."""
+    last = read(folder) or {}
+    return max(spent_seconds(folder), float(last.get("run_seconds") or 0.0))
 
 
 def spent_seconds(folder: Path) -> float:
@@ -110,8 +116,12 @@ def current() -> Heartbeat | None:
 def finish(folder: Path, state: str, error: str | None = None) -> None:
     """Set the state of the run's heartbeat from outside, where the process that worked may be dead."""
     there = read(folder)
-    if there is not None and (there.get("state"), there.get("error")) != (state, error):
-        _replace(folder / FILE, {**there, "state": state, "error": error, **_now()})
+    if there is None or (there.get("state"), there.get("error")) == (state, error):
+        return
+    seconds, price = _spent(folder), there.get("price")
+    cost = None if price is None else round(price * seconds / 3600, 4)
+    news = {"state": state, "error": error, "run_seconds": round(seconds, 1), "cost": cost}
+    _replace(folder / FILE, {**there, **news, **_now()})
 
 
 def read(folder: Path) -> dict[str, Any] | None:

@@ -5,6 +5,7 @@ The same goes into the run's heartbeat, for watchers elsewhere.
 
 from __future__ import annotations
 
+import contextlib
 import sys
 import time
 from types import TracebackType
@@ -24,6 +25,17 @@ def duration(seconds: float) -> str:
     if whole < 3600:
         return f"{whole // 60}m{whole % 60:02d}s"
     return f"{whole // 3600}h{whole % 3600 // 60:02d}m"
+
+
+def tell(text: str, stream: TextIO | None = None) -> None:
+    """Write to `stream`, by default stderr, and go on where nobody reads it any more.
+
+    A closed terminal or a dead `tee` must not end the work that the words are about.
+    """
+    with contextlib.suppress(OSError, ValueError):  # ValueError: the stream is closed on our side
+        stream = stream or sys.stderr
+        stream.write(text)
+        stream.flush()
 
 
 class Progress:
@@ -87,11 +99,10 @@ class Progress:
 
     def _write(self, line: str) -> None:
         if self._stream.isatty():
-            self._stream.write("\r" + line.ljust(self._width))
+            tell("\r" + line.ljust(self._width), self._stream)
             self._width = len(line)
         else:
-            self._stream.write(line + "\n")
-        self._stream.flush()
+            tell(line + "\n", self._stream)
 
     def __enter__(self) -> Progress:
         return self
@@ -102,7 +113,7 @@ class Progress:
         now = time.monotonic()
         self._write(f"{self._line(now, '')} · {duration(now - self._started)} in all")
         if self._stream.isatty():
-            self._stream.write("\n")
+            tell("\n", self._stream)
 
 
 def _card_and_cost() -> list[str]:

@@ -11,6 +11,9 @@ import pytest
 from ssd_lite.engines.engine_choice import UNSLOTH, Machine, choose_engine
 from ssd_lite.errors import UserError
 from ssd_lite.recipe import Train
+from ssd_lite.recipe_file import load_recipe
+from ssd_lite.run_folder import RunFolder
+from ssd_lite.stages.train import choose
 
 CARD = Machine(cuda=True, bf16=True, unsloth=UNSLOTH, unsloth_zoo=UNSLOTH)
 OBSTACLES = [
@@ -52,6 +55,28 @@ def test_unsloth_asked_for_and_not_to_be_had_is_an_error_that_says_what_to_do(
 def test_a_wish_is_kept() -> None:
     assert choose_engine(Train(engine="peft"), CARD).engine == "peft"
     assert choose_engine(Train(engine="unsloth"), CARD).engine == "unsloth"
+
+
+@pytest.mark.parametrize("begun_with", ["peft", "unsloth"])
+def test_a_training_goes_on_with_the_engine_of_its_checkpoints(
+    begun_with: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """`auto` would take the other one by now: Unsloth was installed meanwhile, or is gone."""
+    prepared: list[Path] = []
+    monkeypatch.setattr("ssd_lite.engines.unsloth_model.prepare", prepared.append)
+    now = CARD if begun_with == "peft" else replace(CARD, unsloth=None)
+    monkeypatch.setattr(Machine, "here", lambda: now)
+    run = RunFolder.create(tmp_path / "r", load_recipe("quickstart"))
+    run.note("train_engine", begun_with)
+    other = "unsloth" if begun_with == "peft" else "peft"
+    assert choose(run).engine == other, "nothing is there yet that binds it"
+    (run.checkpoints / "checkpoint-3").mkdir(parents=True)
+    if begun_with == "peft":
+        chosen = choose(run)
+        assert (chosen.engine, chosen.reason) == ("peft", "this training was begun with it")
+    else:
+        with pytest.raises(UserError, match="unsloth is not installed"):
+            choose(run)
 
 
 def test_this_machine_is_read_without_importing_unsloth() -> None:

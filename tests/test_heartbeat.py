@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import subprocess
 import sys
+import time
 import types
 from pathlib import Path
 from typing import Any
@@ -134,6 +135,38 @@ with run_lock(Path(sys.argv[1])):
 """
 
 
+def test_a_machine_that_was_lost_is_counted_by_its_last_word(run: RunFolder, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Its process ended without a manifest entry; limits of a whole run stand on this figure."""
+    monkeypatch.setenv(heartbeat.PRICE, "2")
+    run.note("processes", {"sample": {"seconds": 600.0}})
+    (run.path / heartbeat.FILE).write_text(json.dumps({"state": "working", "stage": "train", "run_seconds": 18000.0}))
+    heartbeat.begin(run.path, "train")
+    seen = heartbeat.read(run.path)
+    assert seen is not None
+    assert seen["run_seconds"] == pytest.approx(18000, abs=2)
+    assert seen["cost"] == pytest.approx(10, abs=0.01)
+
+
+def test_what_a_killed_stage_took_is_in_the_last_word(run: RunFolder, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv(heartbeat.PRICE, "2")
+    heartbeat.begin(run.path, "merge")
+    run.note("processes", {"merge": {"seconds": 7200.0}})  # a hang without news, killed and counted by the run
+    heartbeat.finish(run.path, heartbeat.STOPPED)
+    seen = heartbeat.read(run.path)
+    assert seen is not None
+    assert (seen["state"], seen["run_seconds"], seen["cost"]) == ("stopped", 7200.0, 4.0)
+
+
+def test_the_error_of_a_stage_is_not_talked_over(run: RunFolder) -> None:
+    with pytest.raises(UserError), last_word(run.path), opened_run(run.path, "train"):
+        raise UserError("the card has no memory left")
+    with pytest.raises(UserError), last_word(run.path):
+        raise UserError("the stage 'train' cannot go on; its error stands above")
+    seen = heartbeat.read(run.path)
+    assert seen is not None
+    assert (seen["state"], seen["error"]) == ("failed", "the card has no memory left")
+
+
 def test_no_heart_no_news(tmp_path: Path) -> None:
     assert heartbeat.read(tmp_path) is None
     heartbeat.finish(tmp_path, heartbeat.DONE)
@@ -178,8 +211,9 @@ def test_status_says_what_the_lock_says(run: RunFolder) -> None:
 
 def news(**changed: Any) -> dict[str, Any]:
     value = {
-        "stage": "train", "label": "training", "unit": "steps", "done": 5, "total": 20, "done_here": 5,
-        "seconds_here": 50.0, "seconds_left": 150.0, "price": None, "card": None,
+        "state": "working", "updated_unix": time.time() + 1, "stage": "train", "label": "training", "unit": "steps",
+        "done": 5, "total": 20, "done_here": 5, "seconds_here": 50.0, "seconds_left": 150.0, "price": None,
+        "card": None,
     }  # fmt: skip
     return value | changed
 
@@ -211,6 +245,10 @@ def test_it_is_said_once_and_only_of_its_own_stage(run: RunFolder) -> None:
     watch = PlanWatch(run, "train", said.append)
     watch()
     (run.path / heartbeat.FILE).write_text(json.dumps(news(stage="sample")))
+    watch()
+    (run.path / heartbeat.FILE).write_text(json.dumps(news(updated_unix=time.time() - 60)))  # of the process before
+    watch()
+    (run.path / heartbeat.FILE).write_text(json.dumps(news(state="stopped")))
     watch()
     assert said == []
     (run.path / heartbeat.FILE).write_text(json.dumps(news()))

@@ -138,6 +138,24 @@ def test_a_command_that_fails_spoils_only_a_run_that_was_well(tmp_path: Path) ->
     assert result.exit_code == 2
 
 
+@pytest.mark.parametrize("reader", ["a pipe nobody reads", "a terminal that closed"])
+def test_it_runs_where_nobody_reads_any_more(reader: str, tmp_path: Path) -> None:
+    note = tmp_path / "note"
+    code = f"""
+import pathlib, sys
+from ssd_lite.command_line.limits import then
+sys.stdin.read()
+with then("echo $SSD_LITE_EXIT_CODE >> {note}", pathlib.Path("r")) as ending:
+    ending.code = 0
+"""
+    read, write = os.pipe() if "pipe" in reader else os.openpty()
+    process = subprocess.Popen([sys.executable, "-c", code], stdin=subprocess.PIPE, stdout=write, stderr=write)
+    os.close(write)
+    os.close(read)  # of a terminal the side that shows it
+    process.communicate(b"", timeout=60)
+    assert note.read_text() == "0\n"
+
+
 ENDING = """
 import os, pathlib, sys
 from ssd_lite.command_line.limits import then

@@ -78,3 +78,28 @@ def test_nothing_to_do_is_no_division_by_zero() -> None:
     with Progress(0, "samples", "sample", stream=stream):
         pass
     assert stream.getvalue() == "sample: 0/0 samples · 0s in all\n"
+
+
+class Gone(io.StringIO):
+    """A stream whose reader went away; `tty` for a terminal that was closed."""
+
+    def __init__(self, tty: bool) -> None:
+        super().__init__()
+        self._tty = tty
+
+    def isatty(self) -> bool:
+        return self._tty
+
+    def write(self, text: str) -> int:
+        raise OSError(5 if self._tty else 32, "gone")
+
+
+@pytest.mark.parametrize("tty", [True, False])
+def test_work_goes_on_where_nobody_watches_any_more(clock: list[float], tty: bool) -> None:
+    done = 0
+    with Progress(10, "steps", "training", stream=Gone(tty)) as shown:
+        for _ in range(10):
+            clock[0] += 20
+            shown.advance()
+            done += 1
+    assert done == 10

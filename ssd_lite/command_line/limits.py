@@ -5,7 +5,6 @@ from __future__ import annotations
 import os
 import signal
 import subprocess
-import sys
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -17,6 +16,7 @@ import click
 from ssd_lite.errors import UserError
 from ssd_lite.heartbeat import PRICE
 from ssd_lite.interrupt import STOP_AT
+from ssd_lite.progress import tell
 
 
 def set_limits(max_hours: float | None, max_cost: float | None, price: float | None) -> None:
@@ -93,10 +93,10 @@ def _run(command: str, ending: Ending) -> int:
         signal.signal(number, signal.SIG_IGN)
     environment = {name: value for name, value in os.environ.items() if name not in (STOP_AT, PRICE)}
     environment |= {"SSD_LITE_EXIT_CODE": str(ending.code), "SSD_LITE_RUN": str(ending.folder.absolute())}
-    print(f"--then (exit code {ending.code}): {command}", file=sys.stderr, flush=True)
+    tell(f"--then (exit code {ending.code}): {command}\n")
     done = subprocess.run(command, shell=True, env=environment, start_new_session=True, preexec_fn=_usual_signals)
     if done.returncode:
-        print(f"--then ended with exit code {done.returncode}", file=sys.stderr, flush=True)
+        tell(f"--then ended with exit code {done.returncode}\n")
     return done.returncode
 
 

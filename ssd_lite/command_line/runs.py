@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -73,7 +74,8 @@ def _run(recipe: str, out: Path | None, settings: Sequence[str], strict: bool, a
     ending.folder = folder.path
 
     def say(line: str) -> None:
-        click.echo(line, err=as_json)
+        with contextlib.suppress(OSError):  # whoever read it is gone; the run is not
+            click.echo(line, err=as_json)
 
     summary = run_all(folder, say=say, stdout=2 if as_json else None)
     rounds = ""

@@ -216,8 +216,8 @@ def differences(reference: Path, candidate: Path) -> tuple[float, float, str]:
 
 def main(arguments: Sequence[str], number_format: Any = None) -> None:
     """`ENGINE [--exact] CASE MODEL OUT`: what `prove` starts; without arguments all cases on this machine's card."""
-    if not arguments or arguments == ["--json"]:
-        _print_all(as_json=bool(arguments))
+    if not arguments:
+        _print_all()
         return
     engine, *rest = arguments
     exact = "--exact" in rest
@@ -225,7 +225,7 @@ def main(arguments: Sequence[str], number_format: Any = None) -> None:
     step(engine, Case(**json.loads(case)), Path(model), Path(out), exact=exact, number_format=number_format)
 
 
-def _print_all(*, as_json: bool) -> None:
+def _print_all() -> None:
     import tempfile
 
     import torch
@@ -236,8 +236,7 @@ def _print_all(*, as_json: bool) -> None:
     with tempfile.TemporaryDirectory(prefix="ssd-lite-proof-") as folder:
         for row in prove(Path(folder)):
             failed |= not row.passed
-            value = {"case": row.case, "passed": row.passed, "text": row.text()}
-            print(json.dumps(value) if as_json else row.text(), flush=True)
+            print(row.text(), flush=True)
     raise SystemExit(int(failed))
 
 

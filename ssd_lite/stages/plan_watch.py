@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Callable, Mapping
 from typing import Any
 
@@ -24,6 +25,7 @@ class PlanWatch:
 
     def __init__(self, run: RunFolder, stage: str, say: Callable[[str], None]) -> None:
         self._run, self._stage, self._say = run, stage, say
+        self._since = time.time()
         # Evaluating has several arms, each with a progress of its own.
         self._said = stage not in ("sample", "train")
 
@@ -33,6 +35,8 @@ class PlanWatch:
         seen = heartbeat.read(self._run.path)
         if seen is None or seen.get("stage") != self._stage or not believable(seen):
             return
+        if seen["state"] != heartbeat.WORKING or seen["updated_unix"] < self._since:
+            return  # news of a process before
         self._said = True
         self._say(line(self._stage, seen, self._planned(seen)))
 
@@ -47,7 +51,7 @@ class PlanWatch:
                 return None
         try:
             answered, _ = plan_run(self._run, Question(gpu=card.key if card else None))
-        except UserError:
+        except (UserError, OSError):
             return None
         planned = answered.plan.stages.get(self._stage)
         return None if planned is None else (planned.seconds[0], planned.seconds[1])

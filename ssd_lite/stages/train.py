@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any
 
 from ssd_lite.atomic import is_whole
 from ssd_lite.errors import UserError
+from ssd_lite.progress import tell
 from ssd_lite.records import Span
 from ssd_lite.run_folder import RunFolder
 from ssd_lite.span_file import read_span
@@ -22,6 +23,9 @@ if TYPE_CHECKING:
     from ssd_lite.engines.batching import TrainingRow
     from ssd_lite.engines.engine_choice import Choice
     from ssd_lite.engines.targets import Targets
+
+
+_ENGINE = "train_engine"  # the key of the manifest
 
 
 def train(run: RunFolder) -> dict[str, Any]:
@@ -48,6 +52,7 @@ def train(run: RunFolder) -> dict[str, Any]:
     started = time.monotonic()
     source = base_model(run)
     run.start("train", run.metrics)
+    run.note(_ENGINE, chosen.engine)
     base = BaseModel(source.name, source.revision, source.weights_sha256)
     files = TrainingFiles(run.checkpoints, run.metrics, run.adapter, run.log)
     summary = train_model(
@@ -68,13 +73,22 @@ def train(run: RunFolder) -> dict[str, Any]:
 
 
 def choose(run: RunFolder) -> Choice:
-    """The engine that trains, said in the log; Unsloth is imported by this. Raises UserError as `choose_engine`."""
-    from ssd_lite.engines.engine_choice import Machine, choose_engine
+    """The engine that trains, said in the log; Unsloth is imported by this. Raises UserError as `choose_engine`.
 
-    chosen = choose_engine(run.recipe.train, Machine.here())
+    A training with checkpoints goes on with the engine that made them: the other one orders an optimiser's state in a
+    way of its own.
+    """
+    from ssd_lite.engines.engine_choice import Choice, Machine, choose_engine
+
+    settings, begun_with = run.recipe.train, run.manifest().get(_ENGINE)
+    if begun_with is not None and any(run.checkpoints.glob("checkpoint-*")):
+        chosen = choose_engine(settings.model_copy(update={"engine": begun_with}), Machine.here())
+        chosen = Choice(chosen.engine, "this training was begun with it")
+    else:
+        chosen = choose_engine(settings, Machine.here())
     line = f"train: engine {chosen.engine}, because {chosen.reason}"
     run.log(line)
-    print(line, file=sys.stderr, flush=True)
+    tell(line + "\n")
     if chosen.engine == "unsloth":
         from ssd_lite.engines import unsloth_model
 
