@@ -99,7 +99,18 @@ def test_what_cannot_be_compared_is_said(run: RunFolder) -> None:
     with pytest.raises(UserError, match="exclude each other"):
         chat(run.path, ChatOptions(prompt="?", base=True, compare=True))
     with pytest.raises(UserError, match="a run's base and tuned model"):
-        chat(run.recipe.model.name, ChatOptions(prompt="?", compare=True))
+        chat("no/such-model", ChatOptions(prompt="?", compare=True))  # said before anything is opened
+    with pytest.raises(UserError, match="a run's base model"):
+        chat(run.recipe.model.name, ChatOptions(prompt="?", base=True))
+
+
+def test_only_whole_models_are_opened(run: RunFolder) -> None:
+    """Beside them lie an adapter, a matrix and what a cut export left."""
+    for name in ("tiny-lora.gguf", "tiny-imatrix.gguf", ".tiny-q4_k_m.gguf", ".tiny-q8_0-0123456789ab.gguf"):
+        (run.gguf / name).parent.mkdir(exist_ok=True)
+        (run.gguf / name).write_bytes(b"no model")
+    assert chat(run.path, ChatOptions(prompt="Hello", seed=3)) != ""
+    assert (run.gguf / "tiny-q8_0.gguf").is_file(), "made for the chat"
 
 
 def test_the_command_gives_both_replies_as_json(run: RunFolder) -> None:

@@ -10,6 +10,7 @@ import pytest
 from ssd_lite.engines.divergence import Reference, log_probabilities
 from ssd_lite.engines.gguf_measures import ReferenceModel, choose_reference, measure, most_positions
 from ssd_lite.engines.scorer import Text, spread_positions
+from ssd_lite.errors import UserError
 
 pytest.importorskip("llama_cpp")
 
@@ -69,6 +70,23 @@ def test_fewer_bits_lie_farther_and_nothing_is_left_behind(ggufs) -> None:
     assert 0 <= found["f32"].kl < 1e-4 < found["q8_0"].kl < found["q2_k"].kl
     assert found["q2_k"].same_top < found["f32"].same_top == 1.0
     assert all(found[name].kl_error > 0 and found[name].kl_high >= found[name].kl for name in ("q8_0", "q2_k"))
+    assert sorted(folder.parent.iterdir()) == before
+
+
+def test_a_disk_without_room_for_the_laws_is_said(ggufs, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Mapped without being reserved, a full disk would end the process by SIGBUS."""
+    import errno
+    import os
+
+    folder, paths = ggufs
+    before = sorted(folder.parent.iterdir())
+
+    def full(descriptor: int, offset: int, size: int) -> None:
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    monkeypatch.setattr(os, "posix_fallocate", full)
+    with pytest.raises(UserError, match="No space left on device"):
+        measure(ReferenceModel("hf", folder, ""), paths, texts([(5, 40)]), lambda tokens: None, 1)
     assert sorted(folder.parent.iterdir()) == before
 
 

@@ -21,7 +21,7 @@ from ssd_lite.run_folder import RunFolder
 from ssd_lite.stages import check_texts, export_check
 from ssd_lite.stages.check_texts import run_texts, starter_texts
 from ssd_lite.stages.export import export_folder
-from ssd_lite.stages.export_check import KL_LIMITS, bits, check_exported
+from ssd_lite.stages.export_check import KL_LIMITS, Replying, bits, check_exported
 from ssd_lite.stages.gguf_section import check_lines
 
 pytest.importorskip("llama_cpp")
@@ -90,7 +90,7 @@ def test_where_nothing_exact_fits_it_says_that_nothing_was_measured(folder: Path
     monkeypatch.setattr(module, "available_bytes", lambda: 1000)
     monkeypatch.setattr(module, "card_bytes", lambda: None)
     path = next(Path(file["path"]) for file in done["files"] if file["type"] == "q8_0")
-    checks = check_exported(folder, {"q8_0": path}, threads=1)
+    checks = check_exported(folder, {"q8_0": path}, replying=Replying(threads=1))
     assert checks["reference"]["measured"] is False
     assert "kl" not in checks["files"]["q8_0"]
     assert any("KL and perplexity were not measured: the model takes" in line for line in check_lines(checks))
@@ -103,7 +103,7 @@ def test_a_wish_to_stop_is_heard_while_measuring(folder: Path, done: dict, monke
     listen()
     monkeypatch.setattr(export_check, "stop_requested", lambda: True)
     with pytest.raises(Stopped):
-        check_exported(folder, {"q8_0": Path(done["files"][0]["path"])}, threads=1)
+        check_exported(folder, {"q8_0": Path(done["files"][0]["path"])}, replying=Replying(threads=1))
 
 
 @pytest.mark.parametrize(
@@ -180,6 +180,45 @@ def test_long_completions_count_up_to_a_bound(tmp_path: Path, folder: Path) -> N
     run = RunFolder.create(tmp_path / "r", Recipe.model_validate({"name": "r", "model": {"name": str(folder)}}))
     write(run.path / "evaluations" / "tuned" / "samples.jsonl", [sample("p", 0, 900)])
     assert [len(text.completion_ids) for text in run_texts(run, folder).texts] == [check_texts.LONGEST_COMPLETION]
+
+
+def test_figures_that_are_not_finite_are_kept_as_none_and_said(folder: Path, done: dict, monkeypatch) -> None:
+    """A model of NaN gives a warning and a result that JSON can hold, not a traceback after all files are written."""
+    import ssd_lite.engines.gguf_measures as module
+
+    nan = float("nan")
+    paths = {"q8_0": Path(done["files"][0]["path"])}
+
+    def measured(perplexity: float, distance: Divergence) -> dict:
+        with monkeypatch.context() as patch:
+            patch.setattr(module, "measure", lambda *_: (perplexity, {"q8_0": distance}))
+            checks = check_exported(folder, paths, replying=Replying(threads=1))
+        json.dumps(checks, allow_nan=False)
+        assert any("not finite" in line for line in check_lines(checks))
+        return checks
+
+    broken = Divergence(positions=9, kl=nan, kl_error=None, kl_high=nan, same_top=0.0, perplexity=nan)
+    checks = measured(2.5, broken)
+    assert checks["files"]["q8_0"]["kl"] is checks["files"]["q8_0"]["perplexity"] is None
+    assert any(warning.startswith("q8_0: it gives numbers that are not finite") for warning in checks["warnings"])
+    checks = measured(nan, replace(broken, perplexity=3.0))
+    assert checks["reference"]["perplexity"] is None
+    assert any(warning.startswith("The model itself") for warning in checks["warnings"])
+    assert not any(warning.startswith("q8_0: it gives") for warning in checks["warnings"]), "not the file's fault"
+
+
+@pytest.mark.parametrize("context", [256, 40])
+def test_a_short_context_is_checked_as_far_as_it_goes(context: int, tmp_path: Path) -> None:
+    short = save_tiny(tmp_path / "m", max_position_embeddings=context)
+    checks = export_folder(short, ["q8_0"], tmp_path / "out", threads=1)["checks"]
+    if context == 256:
+        assert checks["reference"]["measured"] is True
+        assert checks["files"]["q8_0"]["kl"] >= 0
+    else:
+        assert checks["reference"] == {"measured": False, "words": export_check.NO_TEXT_FITS}
+        assert any("no text of the check fits" in line for line in check_lines(checks))
+    assert any(f"do not fit the context of {context} tokens" in warning for warning in checks["warnings"])
+    assert "prompts" not in checks["files"]["q8_0"]
 
 
 def test_starter_texts_are_whole_turns(packaged_model) -> None:

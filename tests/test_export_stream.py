@@ -162,6 +162,27 @@ def test_a_stopped_export_goes_on_and_still_counts_what_changed(
     assert not list(run.gguf.glob(".*part*"))
 
 
+def test_a_part_that_is_ahead_keeps_its_own_count(base: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A pass that begins where the second file is must not note its lower count of changed weights for the first."""
+    run = _make_run(tmp_path / "run", base)
+
+    def stopped(blocks: int, *types: str) -> None:
+        asked = iter([False] * blocks + [True] * 100)
+        with monkeypatch.context() as patch:
+            patch.setattr(gguf_stream, "stop_requested", lambda: next(asked))
+            with pytest.raises(Stopped):
+                export_more(run, list(types), check=False)
+
+    stopped(20, "q8_0")
+    stopped(8, "f16")
+    ahead, behind = (run.gguf / f".tiny-{name}.gguf.part-export.json" for name in ("q8_0", "f16"))
+    before, less = json.loads(ahead.read_text()), json.loads(behind.read_text())
+    assert before["state"]["tensors"] > less["state"]["tensors"]
+    stopped(2, "q8_0", "f16")
+    assert json.loads(ahead.read_text()) == before
+    assert less["tensors"] < json.loads(behind.read_text())["tensors"] < before["tensors"]
+
+
 def test_a_matrix_of_the_training_rows(base: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     run = _make_run(
         tmp_path / "run", base, export={"types": ["q4_k_m", "iq2_xxs", "f16"], "imatrix": True, "check": False}
@@ -175,11 +196,41 @@ def test_a_matrix_of_the_training_rows(base: Path, tmp_path: Path, capsys: pytes
     fields = open_gguf(run.gguf / "tiny-imatrix-q4_k_m.gguf").fields
     assert fields["quantize.imatrix.dataset"] == "train.jsonl"
     assert not list(run.gguf.glob(".tiny-q8_0*.gguf"))
+    # Killed between writing the last file and the manifest: the matrix is named again, and nothing hidden stays.
+    manifest = run.manifest()
+    del manifest["stages"]["export"]
+    run.manifest_file.write_text(json.dumps(manifest))
+    assert export(run)["imatrix"] == summary["imatrix"]
     # What evaluation reads is the exported file; the arm that is compared with the base has no matrix, as the base.
     assert tuned_gguf(run, "q4_k_m") == run.gguf / "tiny-imatrix-q4_k_m.gguf"
     assert tuned_gguf(run, run.recipe.model.gguf_type) == run.gguf / "tiny-f16.gguf"
     plain = export_more(_make_run(tmp_path / "plain", base), ["q4_k_m"], check=False)
     assert Path(plain["files"][0]["path"]).read_bytes() != (run.gguf / "tiny-imatrix-q4_k_m.gguf").read_bytes()
+
+
+def test_a_kill_between_matrix_and_clean_up_leaves_nothing_hidden(
+    base: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    run = _make_run(tmp_path / "run", base, export={"types": ["q4_k_m"], "imatrix": True, "check": False})
+
+    class Killed(BaseException):
+        pass
+
+    plain = Path.unlink
+
+    def unlink(path: Path, missing_ok: bool = False) -> None:
+        if path.name.startswith(".tiny-q8_0-"):
+            raise Killed
+        plain(path, missing_ok)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Path, "unlink", unlink)
+        with pytest.raises(Killed):
+            export(run)
+    assert len(list(run.gguf.glob(".tiny-q8_0-*.gguf"))) == 1
+    assert (run.gguf / "tiny-imatrix.gguf").is_file()
+    export(run)
+    assert not list(run.gguf.glob(".tiny-q8_0-*.gguf"))
 
 
 def test_more_types_of_a_run_and_the_forms_of_texts(base: Path, tmp_path: Path) -> None:

@@ -89,6 +89,25 @@ def test_rows_of_base_tuned_and_each_type(run: RunFolder) -> None:
     assert rows[3][4:] == ["0.0510 ± 0.0051", "91.1 %", "2.612", "–"]
 
 
+def test_two_files_of_one_type_are_two_rows(run: RunFolder) -> None:
+    """The arm tuned ran q8_0 without a matrix; exported was another file of that name's type with one."""
+    files = [{"type": "q8_0", "path": "gguf/r1-imatrix-q8_0.gguf", "bytes": 145_000_000}]
+    run.finish("export", {"files": files, "checks": checks()}, 20.0)
+    rows = {row[0]: row[1:] for row in comparison_rows(read_findings(run))}
+    answered, read = rows["tuned as q8_0 (r1-q8_0.gguf)"], rows["tuned as q8_0 (r1-imatrix-q8_0.gguf)"]
+    assert answered[2:] == ["the arm tuned", "–", "–", "–", "–"]
+    assert read == ["–", "–", "–", "0.0012 ± 0.0001", "98.9 %", "2.501", "138 MiB"]
+    assert "tuned as q8_0" not in rows
+
+
+def test_what_is_not_finite_is_said_on_the_page(run: RunFolder) -> None:
+    broken = checks(files={"q8_0": {**measured(0.1, 0.9, 2.5), "kl": None, "kl_error": None, "perplexity": None}})
+    run.finish("export", {"files": [], "server": "llama-server", "checks": broken}, 20.0)
+    rows = {row[0]: row for row in comparison_rows(read_findings(run))}
+    assert rows["tuned as q8_0"][4:7] == ["not finite", "90.0 %", "not finite"]
+    assert "| q8_0 | not finite | 90.0 % | not finite |" in card_text(run.require("export"))
+
+
 def test_page_card_and_terminal_say_it(run: RunFolder) -> None:
     report(run)
     page = run.report.read_text()

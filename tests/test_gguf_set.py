@@ -13,7 +13,7 @@ import pytest
 from plain_gguf import write_gguf
 from tiny_models import save_tiny
 
-from ssd_lite.engines import gguf_part, gguf_set, gguf_stream
+from ssd_lite.engines import gguf_part, gguf_stream, gguf_types
 from ssd_lite.engines.gguf_set import write_gguf_set, write_pass
 from ssd_lite.engines.gguf_types import FILE_TYPES
 from ssd_lite.engines.imatrix_file import Imatrix
@@ -278,19 +278,18 @@ def test_too_small_a_disk_is_refused_before_anything_is_written(
     assert list(tmp_path.iterdir()) == []
 
 
-def test_an_older_llama_cpp_goes_through_an_exact_file(
+def test_an_older_llama_cpp_is_refused_before_anything_is_written(
     wide: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    paths = {name: tmp_path / f"m-{name}.gguf" for name in ("q4_k_m", "q8_0", "f16")}
-    write_gguf_set(wide, paths, name="n")
-    monkeypatch.setattr(gguf_set, "can_plan", lambda: False)
-    (tmp_path / "old").mkdir()
-    old = {name: tmp_path / "old" / path.name for name, path in paths.items()}
-    assert list(write_gguf_set(wide, old, name="n")) == list(paths)
-    for name, path in paths.items():
-        assert path.read_bytes() == old[name].read_bytes()
-    assert sorted(tmp_path.glob("old/*")) == sorted(old.values())
-    assert list(tmp_path.glob("old/.*")) == []
+    """One that cannot say its formats beforehand; what needs no quantiser is still written."""
+    settings = type("Settings", (), {"imatrix": None})
+    monkeypatch.setattr(gguf_types, "quantiser_settings", lambda *_: (settings(), []))
+    with pytest.raises(UserError, match="cannot say which number format") as caught:
+        write_gguf_set(wide, {"q4_k_m": tmp_path / "m.gguf"})
+    assert "llama-cpp-python>=0.3.36" in caught.value.message
+    assert list(tmp_path.iterdir()) == []
+    write_gguf_set(wide, {"f16": tmp_path / "m.gguf"})
+    assert (tmp_path / "m.gguf").is_file()
 
 
 def test_one_block_of_a_tensor_is_in_memory_at_a_time(wide: Path, tmp_path: Path, monkeypatch: Any) -> None:

@@ -198,6 +198,19 @@ def test_the_command_prints_it_and_the_manifest_keeps_it(make_run: MakeRun) -> N
     assert "merge check: KL" in run.log_file.read_text()
 
 
+def test_a_merge_of_numbers_that_are_not_finite_is_bad_and_kept(make_run: MakeRun) -> None:
+    run = make_run("lora")
+    merge(run)
+    perturb(run.merged, "model.layers.1.mlp.down_proj.weight", float("inf"))
+    check = check_merge(run, Path(run.recipe.model.name))
+    json.dumps(check, allow_nan=False)
+    assert (check["bad"], check["kl"]) == (True, None)
+    line, warning = check_lines(check)
+    assert "KL not finite" in line
+    assert "lower train.learning_rate" in warning
+    assert "not finite" in merged_against_trained({"check": check})
+
+
 def test_report_and_card_say_what_was_seen(make_run: MakeRun) -> None:
     run = make_run("qlora")
     summary = merge(run)

@@ -119,14 +119,12 @@ def test_constants_are_those_of_the_engines() -> None:
     pytest.importorskip("torch")
     pytest.importorskip("llama_cpp")
     from ssd_lite.engines import gguf_read, gguf_types, imatrix, llama_cpp_sampler, loss, safetensors_file
-    from ssd_lite.stages import importance
 
     assert loss.CHUNK_BYTES == training_memory.LOGITS_CHUNK_BYTES
     assert llama_cpp_sampler.KV_BUDGET_BYTES == sampling_memory.KV_BUDGET_BYTES
     assert {name: bits for name, (_, bits) in gguf_types.FILE_TYPES.items()} == sampling_memory.GGUF_BITS
     assert safetensors_file.BLOCK_NUMBERS == sampling_memory.BLOCK_NUMBERS
     assert imatrix.LONGEST == sampling_memory.IMATRIX_LENGTH
-    assert gguf_types.UNAFFECTED == disk.UNAFFECTED == importance.UNAFFECTED
     assert gguf_read.FLOAT32_LIMIT == disk.FLOAT32_UP_TO
 
 

@@ -5,6 +5,7 @@ Both models are read one after the other: the reference's log-probabilities wait
 
 from __future__ import annotations
 
+import os
 import tempfile
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -17,6 +18,7 @@ import numpy.typing as npt
 from ssd_lite.engines.position_facts import Bools
 from ssd_lite.engines.sampler import CountTokens, Engine
 from ssd_lite.engines.scorer import Text, visit
+from ssd_lite.errors import UserError
 
 Rows = npt.NDArray[np.float32]
 _LOWEST = np.float32(-1e4)
@@ -69,12 +71,16 @@ class Reference:
         return float(np.exp(-self._log_probs.mean()))
 
     def read(self, engine: Engine, model: Path, count_tokens: CountTokens, threads: int | None = None) -> None:
-        """Read the reference, a folder (hf) or a GGUF (llama_cpp). Raises as `scorer.visit` does."""
+        """Read the reference, a folder (hf) or a GGUF (llama_cpp).
+
+        Raises as `scorer.visit` does, and UserError where the disk has no room for its laws.
+        """
 
         def take(number: int, logits: Rows, here: Bools) -> None:
             rows = self._rows(number, here)
             if self._laws is None:
                 shape = (len(self._log_probs), logits.shape[1])
+                self._reserve(4 * shape[0] * shape[1])
                 self._laws = np.memmap(self._file, dtype=np.float32, mode="w+", shape=shape)
             laws = log_probabilities(logits)
             self._laws[rows] = laws
@@ -82,6 +88,18 @@ class Reference:
 
         for _ in visit(engine, model, self._texts, take, count_tokens, threads):
             pass
+
+    def _reserve(self, size: int) -> None:
+        """Take the room before it is mapped: a write into a map that finds the disk full is SIGBUS, no exception."""
+        try:
+            if hasattr(os, "posix_fallocate"):  # not on macOS
+                os.posix_fallocate(self._file.fileno(), 0, size)
+        except OSError as error:
+            raise UserError(
+                f"cannot hold the {size / 1e6:.0f} MB of the reference's laws: {error.strerror}.",
+                where=str(self._folder),
+                next_step="Make room, or leave the measuring out (export.check: false, --no-check).",
+            ) from error
 
     def compare(self, engine: Engine, model: Path, count_tokens: CountTokens, threads: int | None = None) -> Divergence:
         """Read another model at the same positions. Raises ValueError before `read`.

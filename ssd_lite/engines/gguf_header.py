@@ -19,7 +19,7 @@ from ssd_lite.recipe_section import Decoding
 
 ALIGNMENT = 32
 _QUANTISATION_VERSION = 2
-_TOKEN_ID_KEYS = {"bos": "bos", "eos": "eos", "eot": "eot", "eom": "eom", "pad": "padding", "unk": "unknown"}
+TOKEN_ID_KEYS = {"bos": "bos", "eos": "eos", "eot": "eot", "eom": "eom", "pad": "padding", "unk": "unknown"}
 
 
 @dataclass(frozen=True)
@@ -46,7 +46,7 @@ def padded(size: int) -> int:
 
 def header_bytes(model: GgufModel, layout: Layout) -> bytes:
     """The head, padded. Keys stand in the order in which llama.cpp's converter and its quantiser write them."""
-    writer = _writer(model.architecture.name)
+    writer = gguf_writer(model.architecture.name)
     writer.add_type("model")
     writer.add_name(model.name)
     if not layout.quantised:
@@ -66,7 +66,8 @@ def header_bytes(model: GgufModel, layout: Layout) -> bytes:
     return _written(writer)
 
 
-def _writer(architecture: str) -> Any:
+def gguf_writer(architecture: str) -> Any:
+    """gguf's writer, as yet without a file. Raises MissingLibraryError without the library."""
     try:
         import gguf
     except ImportError as error:
@@ -107,7 +108,7 @@ def _add_vocabulary(writer: Any, vocabulary: Vocabulary) -> None:
     else:
         writer.add_token_scores(vocabulary.scores)
     for key, index in vocabulary.special.items():
-        writer.add_uint32(f"tokenizer.ggml.{_TOKEN_ID_KEYS[key]}_token_id", index)
+        writer.add_uint32(f"tokenizer.ggml.{TOKEN_ID_KEYS[key]}_token_id", index)
     writer.add_add_bos_token(vocabulary.add_bos)
     writer.add_add_eos_token(vocabulary.add_eos)
     writer.add_add_space_prefix(vocabulary.add_space_prefix)

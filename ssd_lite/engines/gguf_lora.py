@@ -12,13 +12,14 @@ import numpy as np
 from ssd_lite.atomic import fsync_folder
 from ssd_lite.engines.adapter import Adapter, Update
 from ssd_lite.engines.gguf_architecture import Architecture, architecture_of, unsupported
+from ssd_lite.engines.gguf_header import gguf_writer
 from ssd_lite.engines.gguf_names import to_gguf_name
 from ssd_lite.engines.gguf_settings import check_convertible
 from ssd_lite.engines.gguf_tensors import gguf_blocks
 from ssd_lite.engines.model_cache import check_space
 from ssd_lite.engines.model_folder import ModelFolder
 from ssd_lite.engines.number_formats import Array
-from ssd_lite.errors import MissingLibraryError, UserError
+from ssd_lite.errors import UserError
 
 
 @dataclass(frozen=True)
@@ -47,7 +48,7 @@ def write_lora_gguf(folder: Path, base: Path, base_sha256: str, out: Path, *, na
     shapes = {weight: _shapes(adapter.update(weight)) for weight in targets}
     numbers = sum(int(np.prod(shape)) for pair in shapes.values() for shape in pair)
     check_space(out.parent, 4 * numbers, "the adapter's GGUF")
-    writer = _writer(architecture.name)
+    writer = gguf_writer(architecture.name)
     writer.add_type("adapter")
     writer.add_name(name)
     writer.add_base_model_count(1)
@@ -80,14 +81,6 @@ def _target(weight: str, architecture: Architecture, base: Path) -> str:
 
 def _shapes(update: Update) -> tuple[tuple[int, ...], tuple[int, ...]]:
     return update.a.shape, update.b.shape
-
-
-def _writer(architecture: str) -> Any:
-    try:
-        import gguf
-    except ImportError as error:
-        raise MissingLibraryError("gguf", needed_for="Writing a GGUF", extra="gguf") from error
-    return gguf.GGUFWriter(None, architecture)
 
 
 def _write_file(

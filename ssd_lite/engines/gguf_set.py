@@ -3,22 +3,21 @@
 from __future__ import annotations
 
 import os
-import time
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
 
 from ssd_lite.engines.gguf_header import header_bytes
-from ssd_lite.engines.gguf_model import PLAIN_TYPES, GgufModel, Weights
+from ssd_lite.engines.gguf_model import GgufModel, Weights
 from ssd_lite.engines.gguf_part import DiskError, GgufPart
 from ssd_lite.engines.gguf_stream import Output, write_tensors
-from ssd_lite.engines.gguf_types import can_plan, layouts
+from ssd_lite.engines.gguf_types import layouts
 from ssd_lite.engines.imatrix_file import Imatrix
 from ssd_lite.engines.merged_weights import MergedWeights
 from ssd_lite.engines.model_cache import check_space, only_writer
 from ssd_lite.engines.model_folder import ModelFolder, weight_files
-from ssd_lite.engines.quantise import Vocabulary, quantise
+from ssd_lite.engines.quantise import Vocabulary
 from ssd_lite.errors import UserError
 from ssd_lite.progress import Progress
 from ssd_lite.recipe_section import Decoding
@@ -46,9 +45,7 @@ def write_gguf_set(
         missing = {gguf_type: path for gguf_type, path in paths.items() if not path.exists()}
         if not missing:
             return {}
-        if all(gguf_type in PLAIN_TYPES for gguf_type in missing) or can_plan():
-            return write_pass(weights, missing, name=name, decoding=decoding, imatrix=imatrix, threads=threads, say=say)
-        return _in_two_steps(weights, missing, paths, name, decoding, imatrix, threads)
+        return write_pass(weights, missing, name=name, decoding=decoding, imatrix=imatrix, threads=threads, say=say)
 
 
 def write_pass(
@@ -132,30 +129,3 @@ def _stamp(weights: Weights, imatrix: Imatrix | None) -> str:
     files = [*weight_files(weights.folder), *(merged.files if merged else [])]
     facts = [f"{file.absolute()} {file.stat().st_size} {file.stat().st_mtime_ns}" for file in files]
     return "\n".join([*facts, merged.words if merged else "", imatrix.digest if imatrix else ""])
-
-
-def _in_two_steps(
-    weights: Weights,
-    missing: Mapping[str, Path],
-    paths: Mapping[str, Path],
-    name: str,
-    decoding: Decoding | None,
-    imatrix: Imatrix | None,
-    threads: int | None,
-) -> dict[str, float]:
-    """With an older llama.cpp: an exact file first, removed after if nobody asked for it, every other type from it."""
-    exact = GgufModel(weights, name, decoding).exact
-    plain = {gguf_type: path for gguf_type, path in missing.items() if gguf_type in PLAIN_TYPES}
-    between = paths.get(exact) or next(iter(missing.values())).with_name(f".{name}-exact.gguf")
-    plain |= {} if between.exists() else {exact: between}
-    seconds = write_pass(weights, plain, name=name, decoding=decoding) if plain else {}
-    try:
-        for gguf_type, path in missing.items():
-            if gguf_type not in PLAIN_TYPES:
-                started = time.monotonic()
-                quantise(between, path, gguf_type, threads, imatrix)
-                seconds[gguf_type] = time.monotonic() - started
-    finally:
-        if exact not in paths:
-            between.unlink(missing_ok=True)
-    return {gguf_type: seconds[gguf_type] for gguf_type in missing}

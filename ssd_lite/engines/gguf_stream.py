@@ -58,17 +58,19 @@ def write_tensors(
     for index in range(first.part.done, len(model.tensors)):
         waiting = [output for output in outputs if output.part.done == index]
         if not _write_tensor(model, model.tensors[index], index, waiting, pool, advance):
-            _save(outputs, state)
+            _save(outputs, index, state)
             raise Stopped("The export stopped.")
         state = counted.state() if counted else {}
         if time.monotonic() - saved > SAVE_EVERY_S:
-            _save(outputs, state)
+            _save(outputs, index + 1, state)
             saved = time.monotonic()
 
 
-def _save(outputs: Sequence[Output], state: dict[str, Any]) -> None:
+def _save(outputs: Sequence[Output], done: int, state: dict[str, Any]) -> None:
+    """Save the parts that have `done` tensors. One that was further before keeps its note: `state` counts less."""
     for output in outputs:
-        output.part.save(state)
+        if output.part.done == done:
+            output.part.save(state)
 
 
 def _write_tensor(

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from ssd_lite.atomic import write_json
+from ssd_lite.engines.gguf_header import TOKEN_ID_KEYS
 from ssd_lite.engines.gguf_sentencepiece import CONTROL, UNUSED, USER_DEFINED
 from ssd_lite.engines.pre_tokenizers import cut_of, pre_tokenizer_json
 from ssd_lite.errors import UserError
@@ -26,18 +27,8 @@ def write_tokenizer(fields: Mapping[str, Any], folder: Path, context_length: int
     if cut is None:
         raise _unknown(f"the pre-tokenizer {pre!r}", where)
     tokens, types = fields[_KEY + "tokens"], fields[_KEY + "token_type"]
-    special = {
-        key: int(fields[f"{_KEY}{long}_token_id"])
-        for key, long in {
-            "bos": "bos",
-            "eos": "eos",
-            "eot": "eot",
-            "eom": "eom",
-            "pad": "padding",
-            "unk": "unknown",
-        }.items()
-        if f"{_KEY}{long}_token_id" in fields
-    }
+    named = {key: f"{_KEY}{long}_token_id" for key, long in TOKEN_ID_KEYS.items()}
+    special = {key: int(fields[field]) for key, field in named.items() if field in fields}
     if "eos" not in special:
         raise UserError("the GGUF names no end token (eos).", where=where)
     # Llama 3's tokenizer adds bos unless told otherwise; every other byte-level BPE does not.

@@ -18,6 +18,7 @@ from ssd_lite.engines.gguf_model import PLAIN_TYPES, GgufModel, GgufTensor
 from ssd_lite.engines.imatrix_file import Imatrix
 from ssd_lite.engines.llama_log import llama_library, recent_log, whole_log
 from ssd_lite.errors import UserError
+from ssd_lite.recipe_section import UNAFFECTED
 
 # Our type → llama.cpp's file type, and the bits a weight takes at most (for plans; a file's own size is exact).
 FILE_TYPES = {
@@ -57,14 +58,13 @@ FILE_TYPES = {
     "q1_0": (40, 2.8),
     "mxfp4_moe": (38, 8.5),
 }
-UNAFFECTED = ("f32", "f16", "bf16", "q8_0")
-"""Types that no importance matrix changes: plain numbers, and q8_0, whose quantiser does not look at it."""
 # "[   3/ 272] blk.0.attn_q.weight - [ 576, 576, 1, 1], type = bf16, size = 0.633 MiB -> 0.336 MiB (q8_0)"
 _TENSOR_LINE = re.compile(
     r"^\[ *\d+/ *\d+\] (?P<name>\S+) +- \[[^\]]*\], type = *(?P<stored>\S+), size = *[\d.]+ MiB"
     r"(?: -> *[\d.]+ MiB \((?P<wanted>\S+)\))?",
     re.MULTILINE,
 )
+_NEWER = 'Type: pip install -U "llama-cpp-python>=0.3.36"'
 _NEEDS_IMATRIX = "will require an imatrix"
 
 
@@ -75,7 +75,10 @@ def plain_layout(model: GgufModel, gguf_type: str) -> Layout:
 
 
 def layouts(model: GgufModel, gguf_types: Sequence[str], imatrix: Imatrix | None = None) -> dict[str, Layout]:
-    """The layout of each type. UserError where one needs an importance matrix and there is none, or another model's."""
+    """The layout of each type.
+
+    UserError where one needs an importance matrix and there is none, or another model's, and for an older llama.cpp.
+    """
     found = {name: plain_layout(model, name) for name in gguf_types if name in PLAIN_TYPES}
     quantised = [name for name in gguf_types if name not in PLAIN_TYPES]
     if quantised:
@@ -83,11 +86,6 @@ def layouts(model: GgufModel, gguf_types: Sequence[str], imatrix: Imatrix | None
             for name in quantised:
                 found[name] = _asked(model, path, name, None if name in UNAFFECTED else imatrix)
     return {name: found[name] for name in gguf_types}
-
-
-def can_plan() -> bool:
-    """True if the installed llama.cpp tells its formats without quantising, which a stream of several types needs."""
-    return hasattr(llama_library().llama_model_quantize_default_params(), "dry_run")
 
 
 def quantiser_settings(gguf_type: str, imatrix: Imatrix | None) -> tuple[Any, list[Any]]:
@@ -101,7 +99,7 @@ def quantiser_settings(gguf_type: str, imatrix: Imatrix | None) -> tuple[Any, li
         raise UserError(
             "this llama-cpp-python takes no importance matrix.",
             where="--imatrix",
-            next_step='Type: pip install -U "llama-cpp-python>=0.3.36"',
+            next_step=_NEWER,
         )
     entries = (library.llama_model_imatrix_data * (len(imatrix.columns) + 1))()  # an empty one ends the list
     for entry, (name, column) in zip(entries, imatrix.columns.items(), strict=False):
@@ -131,6 +129,12 @@ def _skeleton(model: GgufModel) -> Iterator[str]:
 
 def _asked(model: GgufModel, skeleton: str, gguf_type: str, imatrix: Imatrix | None) -> Layout:
     settings, kept = quantiser_settings(gguf_type, imatrix)
+    if not hasattr(settings, "dry_run"):
+        raise UserError(
+            "this llama-cpp-python cannot say which number format each tensor takes.",
+            where=f"the GGUF type {gguf_type}",
+            next_step=f"{_NEWER}; or take f32, f16 or bf16, which need no quantiser.",
+        )
     settings.dry_run = True
     with whole_log() as log:
         status = llama_library().llama_model_quantize(os.fsencode(skeleton), b"", ctypes.byref(settings))

@@ -9,9 +9,8 @@ from ssd_lite.plan.shapes import Shape
 from ssd_lite.plan.training_memory import optimiser_bytes, trained_parameters
 from ssd_lite.plan.work import Load, Range, training_tokens
 from ssd_lite.recipe import Recipe
+from ssd_lite.recipe_section import UNAFFECTED
 
-UNAFFECTED = ("f32", "f16", "bf16", "q8_0")
-"""Types that an importance matrix does not change, stages/importance.py."""
 # Of the quickstart's samples: bytes a drawn token in samples.jsonl, in targets/ and in train.jsonl (docs/training.md).
 SAMPLE_BYTES, TARGET_BYTES, ROW_BYTES = 15.8, 14.3, 8.0
 # engines/gguf_read.py dequantises to float32 up to this many weights.

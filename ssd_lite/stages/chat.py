@@ -63,10 +63,12 @@ def chat_replies(target: str | Path, options: ChatOptions) -> dict[str, str]:
     """The same; the last replies by who gave them, "tuned" (or any model) last, empty where nothing was asked."""
     if options.base and options.compare:
         raise UserError("and --base exclude each other: --compare asks both.", where="--compare")
+    if options.compare and not _is_run(target):
+        raise UserError("compares a run's base and tuned model.", where="--compare", next_step="Name a run folder.")
+    if options.base and not _is_run(target):
+        raise UserError("chats with a run's base model.", where="--base", next_step="Name a run folder, or no --base.")
     models = {"base" if options.base else "tuned": open_model(target, options)}
     if options.compare:
-        if not _is_run(target):
-            raise UserError("compares a run's base and tuned model.", where="--compare", next_step="Name a run folder.")
         models = {"base": open_model(target, replace(options, base=True)), **models}
     with ExitStack() as stack:
         conversations = {name: stack.enter_context(_conversation(model, options)) for name, model in models.items()}
@@ -115,9 +117,11 @@ def open_model(target: str | Path, options: ChatOptions) -> ChatModel:
 
 def _tuned(run: RunFolder, gguf_type: str | None) -> Path:
     """A file of the tuned model: of this type, or the best of the small ones that are there."""
-    from ssd_lite.stages.export import tuned_gguf
+    from ssd_lite.stages.export import TYPES, tuned_gguf
 
-    there = {path.stem.rsplit("-", 1)[-1]: path for path in sorted(run.gguf.glob("*.gguf"))}
+    files = {path.stem.rsplit("-", 1)[-1]: path for path in sorted(run.gguf.glob("[!.]*.gguf"))}
+    # An adapter and a matrix lie there too, and hidden files that a cut export left.
+    there = {name: path for name, path in files.items() if name in TYPES}
     for name in (*_SMALL_ENOUGH, *there) if gguf_type is None else ():
         if name in there:
             return there[name]

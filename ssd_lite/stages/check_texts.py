@@ -66,8 +66,11 @@ def arm_texts(run: RunFolder, arm: str, folder: Path) -> CheckTexts | None:
     return _bounded(_pairs(firsts), folder, f"completions of the {arm} model to problems of the evaluation")
 
 
-def starter_texts(tokenizer: ChatTokenizer, folder: Path) -> CheckTexts:
-    """The golden solutions of the starter set's evaluation half, each behind its prompt as the model reads it."""
+def starter_texts(tokenizer: ChatTokenizer, folder: Path) -> CheckTexts | None:
+    """The golden solutions of the starter set's evaluation half, each behind its prompt as the model reads it.
+
+    None where the model's context is too short for any.
+    """
     pairs = []
     for problem in load_starter("evaluate"):
         answer = f"```python\n{problem.golden}```"
@@ -77,10 +80,7 @@ def starter_texts(tokenizer: ChatTokenizer, folder: Path) -> CheckTexts:
         else:
             prompt = tokenizer.render(problem.messages)[1]
             pairs.append((tuple(prompt), (*tokenizer.encode(answer), tokenizer.end_id)))
-    found = _bounded(pairs, folder, "golden solutions of the starter set")
-    if found is None:
-        raise ValueError("no problem of the starter set fits the bounds of this file")
-    return found
+    return _bounded(pairs, folder, "golden solutions of the starter set")
 
 
 def _pairs(records: Sequence[dict[str, Any]]) -> list[tuple[tuple[int, ...], tuple[int, ...]]]:
@@ -88,16 +88,26 @@ def _pairs(records: Sequence[dict[str, Any]]) -> list[tuple[tuple[int, ...], tup
     return [(sample.prompt_ids, sample.completion_ids) for sample in samples]
 
 
+def context_length(folder: Path) -> int | None:
+    """Tokens that the model in `folder` takes at once, by its config.json; None where that does not say."""
+    return _config(folder).get("max_position_embeddings")
+
+
+def _config(folder: Path) -> dict[str, Any]:
+    from ssd_lite.engines.model_folder import read_json
+
+    config: dict[str, Any] = read_json(folder / "config.json")
+    return config.get("text_config") or config
+
+
 def _bounded(pairs: Sequence[tuple[tuple[int, ...], tuple[int, ...]]], folder: Path, words: str) -> CheckTexts | None:
     """As many of the pairs as the bounds allow, at even distances through the set."""
     from ssd_lite.engines.gguf_measures import most_positions
-    from ssd_lite.engines.model_folder import read_json
     from ssd_lite.engines.scorer import Text, spread_positions
 
-    config = read_json(folder / "config.json")
-    config = config.get("text_config") or config
-    longest = min(MOST_TOKENS, int(config.get("max_position_embeddings") or MOST_TOKENS))
-    whole = [(p, c[:LONGEST_COMPLETION]) for p, c in pairs if len(p) + LONGEST_COMPLETION <= longest and c]
+    longest = min(MOST_TOKENS, context_length(folder) or MOST_TOKENS)
+    most = min(LONGEST_COMPLETION, longest // 2)  # in a short context half is left to the prompt
+    whole = [(p, c[:most]) for p, c in pairs if len(p) + most <= longest and c[:most]]
     chosen = [whole[index] for index in evenly_spaced(len(whole), MOST_TEXTS)]
     taken, tokens = [], 0
     for index in _spread_order(len(chosen)):
@@ -107,7 +117,7 @@ def _bounded(pairs: Sequence[tuple[tuple[int, ...], tuple[int, ...]]], folder: P
             tokens += length
     if not taken:
         return None
-    each = max(1, most_positions(int(config["vocab_size"]), MOST_POSITIONS) // len(taken))
+    each = max(1, most_positions(int(_config(folder)["vocab_size"]), MOST_POSITIONS) // len(taken))
     texts = [Text(prompt, completion, spread_positions(len(completion), each)) for prompt, completion in taken]
     return CheckTexts(texts, words)
 

@@ -12,7 +12,7 @@ from ssd_lite.errors import UserError
 from ssd_lite.recipe import Export
 from ssd_lite.recipe_section import Decoding, GgufType
 from ssd_lite.run_folder import RunFolder
-from ssd_lite.stages.export_check import check_exported, check_run
+from ssd_lite.stages.export_check import Replying, check_exported, check_run
 from ssd_lite.stages.export_files import write_files
 from ssd_lite.stages.export_source import Source, adapter_source, folder_source, tuned_source
 from ssd_lite.stages.importance import AUTO, Importance, importance_of, run_importance
@@ -100,7 +100,8 @@ def export_folder(
     importance = None if imatrix is None else importance_of(Path(imatrix), folder, default)
 
     def checked(paths: Mapping[str, Path], source: Source) -> dict[str, Any]:
-        return check_exported(folder, paths, threads=threads, measure=check, has_weights=source.has_weights)
+        replying = Replying(threads=threads)
+        return check_exported(folder, paths, replying=replying, measure=check, has_weights=source.has_weights)
 
     return _export(source, chosen, out or Path(f"{source.name}-gguf"), checked, _How(importance, threads))
 

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import math
 import re
 import time
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -15,7 +17,7 @@ from ssd_lite.progress import Progress
 from ssd_lite.recipe_section import Decoding
 from ssd_lite.records import SamplingSettings
 from ssd_lite.run_folder import RunFolder
-from ssd_lite.stages.check_texts import CheckTexts, run_texts, starter_texts
+from ssd_lite.stages.check_texts import CheckTexts, context_length, run_texts, starter_texts
 
 if TYPE_CHECKING:
     from ssd_lite.engines.divergence import Divergence
@@ -30,6 +32,7 @@ SMOKE_PROMPTS = (
 )
 SMOKE_CAP = 256
 """Tokens; a thinking model may be cut off while it thinks, which is then not held against it."""
+NO_TEXT_FITS = "no text of the check fits the model's context (max_position_embeddings)"
 PLAIN_DECODING = Decoding(temperature=0.7)
 """Where no recipe says how to decode: the paper's law for an untuned instruct model."""
 KL_LIMITS = {32: 0.01, 16: 0.01, 8: 0.02, 6: 0.06, 5: 0.2, 4: 0.5, 3: 1.0, 2: 2.0, 1: 4.0}
@@ -41,13 +44,20 @@ down, where ten times as much would be another model. Above it something else th
 """
 
 
+@dataclass(frozen=True)
+class Replying:
+    """How the files answer while they are checked; None: PLAIN_DECODING, its template's default, free threads."""
+
+    decoding: Decoding | None = None
+    enable_thinking: bool | None = None
+    threads: int | None = None
+
+
 def check_exported(
     folder: Path,
     paths: Mapping[str, Path],
     *,
-    decoding: Decoding | None = None,
-    enable_thinking: bool | None = None,
-    threads: int | None = None,
+    replying: Replying = Replying(),
     texts: CheckTexts | None = None,
     measure: bool = True,
     has_weights: bool = True,
@@ -57,7 +67,7 @@ def check_exported(
     `folder` has the model's tokenizer files, with `has_weights` its weights too. `texts` are what the laws are read
     on, by default the starter set's golden solutions; without `measure` only the template is checked. Raises UserError
     for a template that prints otherwise than the model's own, or two bos. Everything else is a warning in the result:
-    `template`, `texts`, `reference`, `files` by type, `warnings`, `seconds`.
+    `template`, `texts`, `reference`, `files` by type, `warnings`, `seconds`. A figure that is not finite is None.
     """
     from ssd_lite.engines.gguf_template import check_templates
 
@@ -74,7 +84,9 @@ def check_exported(
             "completions were sampled without it. Set add_bos_token to false in tokenizer_config.json and export again."
         )
     if measure:
-        checks |= _measured(folder, paths, texts, decoding, enable_thinking, threads, has_weights)
+        checks |= _measured(folder, paths, texts, replying, has_weights)
+        no_room = checks.pop("no_room")
+        checks["warnings"] += [*_reference_warnings(checks["reference"]), *([no_room] if no_room else [])]
         checks["warnings"] += [warning for file in checks["files"].values() for warning in file["warnings"]]
     return {**checks, "seconds": round(time.monotonic() - started, 1)}
 
@@ -93,9 +105,7 @@ def check_run(
     return check_exported(
         where,
         paths,
-        decoding=recipe.evaluate.tuned,
-        enable_thinking=recipe.model.enable_thinking,
-        threads=recipe.threads,
+        replying=Replying(recipe.evaluate.tuned, recipe.model.enable_thinking, recipe.threads),
         texts=run_texts(run, where) if measure else None,
         measure=measure,
         has_weights=has_weights,
@@ -106,42 +116,56 @@ def _measured(
     folder: Path,
     paths: Mapping[str, Path],
     texts: CheckTexts | None,
-    decoding: Decoding | None,
-    enable_thinking: bool | None,
-    threads: int | None,
+    replying: Replying,
     has_weights: bool,
 ) -> dict[str, Any]:
     from ssd_lite.engines.gguf_measures import choose_reference, measure
     from ssd_lite.engines.tokenizer import ChatTokenizer
 
-    tokenizer = ChatTokenizer.load(folder, enable_thinking, lenient=True)
+    tokenizer = ChatTokenizer.load(folder, replying.enable_thinking, lenient=True)
     texts = texts or starter_texts(tokenizer, folder)
-    reference = choose_reference(folder if has_weights else None, paths)
+    reference = NO_TEXT_FITS if texts is None else choose_reference(folder if has_weights else None, paths)
     files: dict[str, Any] = {gguf_type: {"warnings": []} for gguf_type in paths}
-    found: dict[str, Any] = {"texts": texts.summary(), "files": files}
-    settings = (decoding or PLAIN_DECODING).settings(SMOKE_CAP)
-    read = 0 if isinstance(reference, str) else texts.tokens * (1 + len(paths))
-    with Progress(read + len(paths) * len(SMOKE_PROMPTS) * SMOKE_CAP, "tokens", "check") as progress:
+    found: dict[str, Any] = {"texts": texts.summary() if texts else None, "files": files}
+    found["no_room"] = _no_room(tokenizer, folder)
+    asked = SMOKE_PROMPTS if tokenizer.chat_template is not None and not found["no_room"] else ()
+    settings = (replying.decoding or PLAIN_DECODING).settings(SMOKE_CAP)
+    read = 0 if texts is None or isinstance(reference, str) else texts.tokens * (1 + len(paths))
+    with Progress(read + len(paths) * len(asked) * SMOKE_CAP, "tokens", "check") as progress:
 
         def count(tokens: int) -> None:
             progress.advance(tokens)
             if stop_requested():
                 raise Stopped("The check of the exported files stopped.")
 
-        if isinstance(reference, str):
+        if texts is None or isinstance(reference, str):
             found["reference"] = {"measured": False, "words": reference}
         else:
-            perplexity, distances = measure(reference, paths, texts.texts, count, threads)
-            found["reference"] = {"measured": True, "words": reference.words, "perplexity": perplexity}
+            perplexity, distances = measure(reference, paths, texts.texts, count, replying.threads)
+            found["reference"] = {"measured": True, "words": reference.words, "perplexity": _finite(perplexity)}
             for gguf_type, distance in distances.items():
-                files[gguf_type] |= vars(distance)
-                files[gguf_type]["warnings"] += _distance_warnings(gguf_type, distance)
-        if tokenizer.chat_template is not None:
+                files[gguf_type] |= {name: _finite(value) for name, value in vars(distance).items()}
+                files[gguf_type]["warnings"] += _distance_warnings(gguf_type, distance, perplexity)
+        if asked:
             for gguf_type, path in paths.items():
-                replies = _replies(path, tokenizer, settings, count, threads)
+                replies = _replies(path, tokenizer, settings, count, replying.threads)
                 files[gguf_type] |= replies
                 files[gguf_type]["warnings"] += _reply_warnings(gguf_type, replies)
     return found
+
+
+def _no_room(tokenizer: ChatTokenizer, folder: Path) -> str:
+    """Why the short prompts are not asked: a context too short for any of them and the longest reply."""
+    room = context_length(folder)
+    if room is None or tokenizer.chat_template is None:
+        return ""
+    longest = max(len(tokenizer.render([{"role": "user", "content": text}])[1]) for text in SMOKE_PROMPTS)
+    if longest + SMOKE_CAP <= room:
+        return ""
+    return (
+        f"Whether replies end was not tried: a prompt of {longest} tokens and a reply of {SMOKE_CAP} do not fit the "
+        f"context of {room} tokens (max_position_embeddings)."
+    )
 
 
 def _replies(path: Path, tokenizer: ChatTokenizer, settings: SamplingSettings, count: Any, threads: int | None) -> Any:
@@ -169,7 +193,26 @@ def bits(gguf_type: str) -> int:
     return 16 if number is None else int(number[0])
 
 
-def _distance_warnings(gguf_type: str, distance: Divergence) -> list[str]:
+def _finite(value: float | None) -> float | None:
+    """None for what JSON cannot hold."""
+    return value if value is not None and math.isfinite(value) else None
+
+
+def _reference_warnings(reference: Mapping[str, Any]) -> list[str]:
+    if not reference["measured"] or reference["perplexity"] is not None:
+        return []
+    return [
+        f"The model itself, read as {reference['words']}, gives numbers that are not finite: nothing can be measured "
+        "against it, and no file of it is to be trusted."
+    ]
+
+
+def _distance_warnings(gguf_type: str, distance: Divergence, reference: float = 1.0) -> list[str]:
+    """`reference` is the perplexity of what it was compared with; where that is not finite, the KL is not its fault."""
+    if not math.isfinite(distance.perplexity) or (math.isfinite(reference) and not math.isfinite(distance.kl)):
+        return [f"{gguf_type}: it gives numbers that are not finite. Do not use it; take another type (export.types)."]
+    if not math.isfinite(reference):
+        return []
     named = bits(gguf_type)
     limit = KL_LIMITS.get(named, KL_LIMITS[4])
     if distance.kl <= limit:

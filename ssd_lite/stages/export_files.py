@@ -11,11 +11,12 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from ssd_lite.errors import UserError
 from ssd_lite.progress import Progress
-from ssd_lite.recipe_section import Decoding
+from ssd_lite.recipe_section import UNAFFECTED, Decoding
 from ssd_lite.run_folder import make_out_folder
 from ssd_lite.stages.export_source import Source, claim
-from ssd_lite.stages.importance import UNAFFECTED, Importance
+from ssd_lite.stages.importance import Importance
 
 if TYPE_CHECKING:
     from ssd_lite.engines.gguf_model import Weights
@@ -53,10 +54,13 @@ def write_files(
     for gguf_type, path in paths.items():
         affected = importance is not None and gguf_type not in UNAFFECTED
         claim(path, source, decoding, importance.digest if importance and affected else None)
+    wanted = importance is not None and any(name not in UNAFFECTED for name in paths)
     if all(path.exists() for path in paths.values()):
+        if importance is not None and wanted and importance.file is None:
+            files.imatrix = _own_matrix(source, out, importance)
         return files
     weights, matrix = source.open(), None
-    if importance is not None and any(name not in UNAFFECTED for name in paths):
+    if importance is not None and wanted:
         matrix = _matrix(source, weights, files, out, decoding, importance, threads)
     files.seconds |= _write(source, weights, paths, decoding, matrix, threads)
     return files
@@ -81,6 +85,20 @@ def _say(line: str) -> None:
     print(line, file=sys.stderr)
 
 
+def _matrix_path(source: Source, out: Path) -> Path:
+    return out / f"{source.name}-imatrix.gguf"
+
+
+def _own_matrix(source: Source, out: Path, importance: Importance) -> Path | None:
+    """The matrix that an export of before computed from the same; None where it is gone or another one."""
+    path = _matrix_path(source, out)
+    if path.exists():
+        with contextlib.suppress(UserError):
+            claim(path, source, None, importance.digest)
+            return path
+    return None
+
+
 def _matrix(
     source: Source,
     weights: Path | Weights,
@@ -96,9 +114,10 @@ def _matrix(
 
     if importance.file is not None:
         return read_imatrix(importance.file)
-    files.imatrix = out / f"{source.name}-imatrix.gguf"
+    files.imatrix = _matrix_path(source, out)
     claim(files.imatrix, source, None, importance.digest)
     if files.imatrix.exists():
+        _hidden(source, out).unlink(missing_ok=True)  # a kill may have come between writing the one and removing it
         return read_imatrix(files.imatrix)
     _check_room(weights, files.paths, out)
     unaffected = {name: path for name, path in files.paths.items() if name in UNAFFECTED}
@@ -122,10 +141,15 @@ def _reading_model(source: Source, paths: Mapping[str, Path], out: Path) -> Iter
 
     Where the matrix is cut short it stays, for the next try.
     """
-    origin = hashlib.sha256(json.dumps(source.origin, sort_keys=True).encode()).hexdigest()
-    hidden = out / f".{source.name}-q8_0-{origin[:12]}.gguf"
+    hidden = _hidden(source, out)
     yield paths.get("q8_0", hidden)
     hidden.unlink(missing_ok=True)
+
+
+def _hidden(source: Source, out: Path) -> Path:
+    """Named after what it is made from, so that no export touches another's."""
+    origin = hashlib.sha256(json.dumps(source.origin, sort_keys=True).encode()).hexdigest()
+    return out / f".{source.name}-q8_0-{origin[:12]}.gguf"
 
 
 def _check_room(weights: Path | Weights, paths: Mapping[str, Path], out: Path) -> None:

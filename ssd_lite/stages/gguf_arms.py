@@ -8,6 +8,7 @@ from typing import Any
 from ssd_lite.atomic import write_json
 from ssd_lite.run_folder import RunFolder
 from ssd_lite.stages.arm_report import compare
+from ssd_lite.stages.export_files import gguf_path
 from ssd_lite.stages.weights import Weights, tuned_gguf_weights
 
 GGUF_FILE = "gguf.json"
@@ -25,17 +26,22 @@ def run_gguf_arms(
     """Let each type of evaluate.gguf answer the evaluation's problems, and compare it with the arm `tuned`.
 
     `evaluate_arm` makes the report of an arm from its name and weights. Writes evaluations/gguf.json where a type is
-    asked for. An entry has the type, the arm's figures, `difference`: paired, its pass@k minus tuned's, McNemar's p,
-    a sentence, and `is_tuned` where the arm tuned ran this very file.
+    asked for. An entry has the type, the file's name, the arm's figures, `difference`: paired, its pass@k minus
+    tuned's, McNemar's p, a sentence, and `is_tuned` where the arm tuned ran this very file.
     """
     entries = []
     for gguf_type in dict.fromkeys(run.recipe.evaluate.gguf):
         is_tuned = tuned["engine"] == "llama_cpp" and tuned["gguf_type"] == gguf_type
-        report = tuned if is_tuned else evaluate_arm(arm_name(gguf_type), tuned_gguf_weights(run, gguf_type))
+        if is_tuned:  # never made with a matrix, see `tuned_gguf`
+            report, file = tuned, gguf_path(run.gguf, run.recipe.name, gguf_type)
+        else:
+            weights = tuned_gguf_weights(run, gguf_type)
+            report, file = evaluate_arm(arm_name(gguf_type), weights), weights.file
         paired = compare(tuned, report, run.recipe.evaluate.seed)
         entries.append(
             {
                 "type": gguf_type,
+                "file": file.name,
                 "is_tuned": is_tuned,
                 **{key: report[key] for key in _FIGURES},
                 "difference": paired["pass_at_k"],

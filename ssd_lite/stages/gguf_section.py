@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from pathlib import PurePath
 from typing import Any
 
 from ssd_lite.stages.guard_section import red
@@ -11,6 +12,7 @@ from ssd_lite.stages.report_html import block, bullets, paragraph, section, tabl
 from ssd_lite.stages.report_words import bounds, percent, signed, size
 
 Checks = Mapping[str, Any]
+_NOT_FINITE = "not finite"
 
 
 def quantised(findings: Findings) -> str:
@@ -51,35 +53,43 @@ def _caption(findings: Findings) -> str:
 
 
 def comparison_rows(findings: Findings) -> list[list[str]]:
-    """Base, tuned, and each type that was exported or evaluated."""
+    """Base, tuned, and each type that was exported or evaluated; two rows where those are two files of one type."""
     checks = findings.summary("export").get("checks") or {}
-    bytes_of = {file["type"]: file["bytes"] for file in findings.summary("export").get("files", [])}
+    exported = {file["type"]: file for file in findings.summary("export").get("files", [])}
     arms = {entry["type"]: entry for entry in findings.summary("evaluate").get("gguf") or []}
     measured = checks.get("files") or {}
     rows = []
     for arm in ARMS:
         report = findings.arms[arm]
-        perplexity = (checks.get("reference") or {}).get("perplexity") if arm == "tuned" else None
+        perplexity = _perplexity(checks.get("reference") or {}) if arm == "tuned" else "–"
         kind = f" ({report['engine']}{', ' + report['gguf_type'] if report.get('gguf_type') else ''})"
-        rows.append([f"{arm}{kind}", *_passes(findings, report), "–", "–", "–", _number(perplexity), "–"])
-    for gguf_type in dict.fromkeys([*arms, *measured, *bytes_of]):
-        entry, found = arms.get(gguf_type), measured.get(gguf_type) or {}
-        difference = "–"
-        if entry is not None and findings.ks:
-            paired = entry["difference"][findings.ks[0]]
-            difference = "the arm tuned" if entry["is_tuned"] else _paired(paired)
-        rows.append(
-            [
-                f"tuned as {gguf_type}",
-                *(_passes(findings, entry) if entry is not None else ["–"] * len(findings.ks)),
-                difference,
-                _kl(found),
-                percent(found["same_top"]) if "same_top" in found else "–",
-                _number(found.get("perplexity")),
-                size(bytes_of[gguf_type]) if gguf_type in bytes_of else "–",
-            ]
-        )
+        rows.append([f"{arm}{kind}", *_passes(findings, report), "–", "–", "–", perplexity, "–"])
+    for gguf_type in dict.fromkeys([*arms, *measured, *exported]):
+        entry, file = arms.get(gguf_type), exported.get(gguf_type)
+        answered, read = _answered(findings, entry), _read(measured.get(gguf_type) or {}, file)
+        names = (entry or {}).get("file"), PurePath(file["path"]).name if file is not None else None
+        if all(names) and names[0] != names[1]:  # one with a matrix, one without
+            rows.append([f"tuned as {gguf_type} ({names[0]})", *answered, *_read({}, None)])
+            rows.append([f"tuned as {gguf_type} ({names[1]})", *_answered(findings, None), *read])
+        else:
+            rows.append([f"tuned as {gguf_type}", *answered, *read])
     return rows
+
+
+def _answered(findings: Findings, entry: Mapping[str, Any] | None) -> list[str]:
+    """Cells of what a file answered in the evaluation."""
+    if entry is None:
+        return ["–"] * (len(findings.ks) + 1)
+    difference = "–"
+    if findings.ks:
+        difference = "the arm tuned" if entry["is_tuned"] else _paired(entry["difference"][findings.ks[0]])
+    return [*_passes(findings, entry), difference]
+
+
+def _read(found: Mapping[str, Any], file: Mapping[str, Any] | None) -> list[str]:
+    """Cells of what the export's check measured, and of the file's size."""
+    same = percent(found["same_top"]) if "same_top" in found else "–"
+    return [_kl(found), same, _perplexity(found), size(file["bytes"]) if file is not None else "–"]
 
 
 def _passes(findings: Findings, report: Mapping[str, Any]) -> list[str]:
@@ -94,11 +104,15 @@ def _paired(difference: Mapping[str, float]) -> str:
 def _kl(found: Mapping[str, Any]) -> str:
     if "kl" not in found:
         return "–"
+    if found["kl"] is None:
+        return _NOT_FINITE
     return f"{found['kl']:.4f}" + (f" ± {found['kl_error']:.4f}" if found.get("kl_error") is not None else "")
 
 
-def _number(value: float | None) -> str:
-    return "–" if value is None else f"{value:.3f}"
+def _perplexity(found: Mapping[str, Any]) -> str:
+    if "perplexity" not in found:
+        return "–"
+    return _NOT_FINITE if found["perplexity"] is None else f"{found['perplexity']:.3f}"
 
 
 def entry_line(entry: Mapping[str, Any]) -> str:
@@ -135,7 +149,7 @@ def _texts_line(checks: Checks) -> str:
         return f"KL and perplexity were not measured: {reference['words']}."
     return (
         f"Read on {texts['count']} {texts['words']} ({texts['tokens']:,} tokens), against {reference['words']}; its "
-        f"perplexity is {reference['perplexity']:.3f}."
+        f"perplexity is {_perplexity(reference)}."
     )
 
 
@@ -162,7 +176,7 @@ def _file_line(checks: Checks, gguf_type: str, found: Mapping[str, Any]) -> str:
     ended = _ended_line(checks, gguf_type).removeprefix(f"{gguf_type}: ")
     if "kl" not in found:
         return f"{gguf_type}: {ended}" if ended else ""
-    best, perplexity = percent(found["same_top"]), _number(found["perplexity"])
+    best, perplexity = percent(found["same_top"]), _perplexity(found)
     distance = f"KL {_kl(found)}, same best token {best}, perplexity {perplexity}"
     return f"{gguf_type}: {distance}; {ended}" if ended else f"{gguf_type}: {distance}."
 
@@ -183,7 +197,7 @@ def card_text(exported: Mapping[str, Any]) -> str:
     checks = exported.get("checks") or {}
     measured = (checks.get("files") or {}).items()
     rows = [
-        f"| {name} | {_kl(found)} | {percent(found['same_top'])} | {_number(found['perplexity'])} |"
+        f"| {name} | {_kl(found)} | {percent(found['same_top'])} | {_perplexity(found)} |"
         for name, found in measured
         if "kl" in found
     ]

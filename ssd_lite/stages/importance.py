@@ -14,8 +14,6 @@ from ssd_lite.errors import UserError
 from ssd_lite.run_folder import RunFolder
 
 AUTO = "auto"
-UNAFFECTED = ("f32", "f16", "bf16", "q8_0")
-"""As in engines/gguf_types.py, which is not imported before something is exported."""
 _PIECE = 512  # tokens of a plain text that are read in one go
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib.util
 import json
+import math
 from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -31,9 +32,14 @@ not measured. Moving it from the NF4 base to the original one costs about what N
 says that the adapter leans on errors of its quantised base, which the merged model no longer has.
 """
 
+_NOT_FINITE = (
+    "The merged model, or the trained one, gives numbers that are not finite: do not use it. Train again with a lower "
+    "train.learning_rate."
+)
+
 
 def check_merge(run: RunFolder, base: Path) -> dict[str, Any]:
-    """Compare run.merged with base + adapter as trained; `base` is the base's folder.
+    """Compare run.merged with base + adapter as trained; `base` is the base's folder. A KL is None if not finite.
 
     {"prompts", "positions", "kl", "kl_worst", "same_first", "bounds", "bad", "advice"}, or {"skipped": why}.
     """
@@ -114,16 +120,22 @@ def _rewarded_prompts(run: RunFolder, wanted: int) -> list[tuple[list[int], list
 def _judged(found: Agreement, prompts: int, method: str, base: str, dtype: str) -> dict[str, Any]:
     most, least = BOUNDS["lora" if base == "dequantised" else method]
     bad = not (found.kl <= most and found.same_first >= least)
+    finite = math.isfinite(found.kl) and math.isfinite(found.kl_worst)
     return {
         "prompts": prompts,
         "positions": found.positions,
-        "kl": float(f"{found.kl:.4g}"),
-        "kl_worst": float(f"{found.kl_worst:.4g}"),
+        "kl": _kept(found.kl),
+        "kl_worst": _kept(found.kl_worst),
         "same_first": round(found.same_first, 4),
         "bounds": {"kl": most, "same_first": least},
-        "bad": bad,
-        "advice": _advice(method, base, dtype) if bad else "",
+        "bad": bad or not finite,
+        "advice": "" if finite and not bad else _advice(method, base, dtype) if finite else _NOT_FINITE,
     }
+
+
+def _kept(value: float) -> float | None:
+    """Four digits; None for what JSON cannot hold."""
+    return float(f"{value:.4g}") if math.isfinite(value) else None
 
 
 def _advice(method: str, base: str, dtype: str) -> str:
@@ -137,6 +149,11 @@ def _advice(method: str, base: str, dtype: str) -> str:
     return "The merged weights are not base + adapter: do not use them, and please report this."
 
 
+def nats(value: float | None) -> str:
+    """A KL for people; None is one that was not finite."""
+    return "not finite" if value is None else f"{value:.2g}"
+
+
 def _percent(check: Mapping[str, Any]) -> str:
     return f"{100 * check['same_first']:.1f}"
 
@@ -148,7 +165,7 @@ def check_lines(check: Mapping[str, Any]) -> list[str]:
     if "skipped" in check:
         return [f"merge check: left out, {check['skipped']}"]
     where = f"{check['positions']} positions of {check['prompts']} prompts"
-    line = f"merge check: KL {check['kl']:.2g} nats a token, same likeliest token at {_percent(check)} % of {where}"
+    line = f"merge check: KL {nats(check['kl'])} nats a token, same likeliest token at {_percent(check)} % of {where}"
     line += f", {duration(check['seconds'])}" if "seconds" in check else ""
     if not check["bad"]:
         return [line]

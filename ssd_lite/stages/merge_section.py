@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
+from ssd_lite.stages.merge_check import nats
 from ssd_lite.stages.report_html import paragraph, section, table, text
 
 
@@ -19,8 +20,8 @@ def merged_against_trained(summary: Mapping[str, Any]) -> str:
     onto = "the NF4 base, dequantised" if summary.get("onto") == "dequantised" else "the original base"
     bounds = check["bounds"]
     rows = [
-        ["KL(trained ‖ merged), nats a token", f"{check['kl']:.2g}", f"at most {bounds['kl']:g}"],
-        ["largest at one position", f"{check['kl_worst']:.2g}", "–"],
+        ["KL(trained ‖ merged), nats a token", nats(check["kl"]), f"at most {bounds['kl']:g}"],
+        ["largest at one position", nats(check["kl_worst"]), "–"],
         ["same likeliest token", f"{100 * check['same_first']:.1f} %", f"at least {100 * bounds['same_first']:.0f} %"],
     ]
     caption = f"{check['positions']} positions of {check['prompts']} training samples, teacher-forced, at T = 1."
