@@ -105,12 +105,16 @@ def until(condition: Callable[[], bool], limit_s: float = 30) -> None:
 
 @dataclass
 class RunPod:
-    """What the stand-in was asked, and how it answers: `refusals` are statuses for the next DELETEs."""
+    """What the stand-in was asked, and how it answers.
+
+    `refusals` are statuses for the next DELETEs, `pages` what the next requests get, cut short where they end in "…".
+    """
 
     url: str = ""
     asked: list[tuple[str, str, str | None]] = field(default_factory=list)
     bodies: list[dict[str, object]] = field(default_factory=list)
     refusals: list[int] = field(default_factory=list)
+    pages: list[str] = field(default_factory=list)
     keys: set[str] = field(default_factory=lambda: {"pod-key"})
     pods: set[str] = field(default_factory=lambda: {"pod1"})
 
@@ -131,6 +135,13 @@ def _handler(state: RunPod) -> type[BaseHTTPRequestHandler]:
             self.end_headers()
             self.wfile.write(body)
 
+        def _page(self, page: str) -> None:
+            body = page.encode()
+            self.send_response(200)
+            self.send_header("Content-Length", str(len(body) + 100 * page.endswith("…")))
+            self.end_headers()
+            self.wfile.write(body)
+
         def _any(self) -> None:
             key = (self.headers["Authorization"] or "").removeprefix("Bearer ")
             state.asked.append((self.command, self.path, key))
@@ -138,7 +149,9 @@ def _handler(state: RunPod) -> type[BaseHTTPRequestHandler]:
             name = self.path.rsplit("/", 1)[-1]
             if length:
                 state.bodies.append(json.loads(self.rfile.read(length)))
-            if self.command == "DELETE" and state.refusals:
+            if state.pages:
+                self._page(state.pages.pop(0))
+            elif self.command == "DELETE" and state.refusals:
                 self._answer(state.refusals.pop(0), {"error": "later"})
             elif key not in state.keys:
                 self._answer(401, {"error": "no"})

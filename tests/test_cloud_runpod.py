@@ -199,6 +199,24 @@ def test_a_lost_network_does_not_end_the_watch(desk: Machine, tmp_path: Path) ->
             process.wait()
 
 
+def test_an_answer_that_cannot_be_read_does_not_end_the_watch(desk: Machine, api: RunPod) -> None:
+    """A proxy's page, an answer cut short, a list: each is waited out, and the pod over its time still goes."""
+    api.pages = ["<html>one moment</html>", '{"id": "po…', "[]"]
+    code, out = desk.run(sys.executable, LAUNCHER, "watch", "pod1", MAX_HOURS="-1.5")
+    assert (code, api.removed) == (0, True), out
+    assert out.count("no answer that can be read") == 3
+    assert "Traceback" not in out
+
+
+@pytest.mark.parametrize("page", ["<html>one moment</html>", "{}", ""])
+def test_an_unreadable_answer_to_renting_says_where_to_look(page: str, desk: Machine, api: RunPod) -> None:
+    api.pages = [page]
+    code, out = desk.run(sys.executable, LAUNCHER, "up")
+    assert code == 1
+    assert "look at the console" in out
+    assert "Traceback" not in out
+
+
 def test_remove(desk: Machine, api: RunPod) -> None:
     assert desk.run(sys.executable, LAUNCHER, "remove", "pod1") == (0, "pod pod1 is removed.\n")
     assert desk.run(sys.executable, LAUNCHER, "remove", "pod1")[0] == 0

@@ -180,6 +180,38 @@ def test_a_failed_installation_still_does_what_comes_after(box: Machine) -> None
     assert not box.words
 
 
+def test_a_stop_while_installing_still_does_what_comes_after(box: Machine) -> None:
+    (box.home / "bin" / "ssd-lite").unlink()
+    box.write("uv", '#!/bin/sh\ntouch "$HOME/installing"\nsleep 1\n')
+    after = {"THEN": 'echo once $SSD_LITE_EXIT_CODE >>"$HOME/then"', "SSD_LITE_PACKAGE": "ssd-lite @ file:///x.whl"}
+    process = box.start("bash", START, **after)
+    until((box.home / "installing").exists)
+    process.send_signal(signal.SIGTERM)
+    code, out = ended(process)
+    assert (code, (box.home / "then").read_text()) == (75, "once 75\n"), out
+    assert not box.words
+
+
+def test_a_folder_that_cannot_be_made_still_does_what_comes_after(box: Machine) -> None:
+    (box.home / "file").write_text("no folder")
+    code, out = box.run("bash", START, RUN_DIR=f"{box.home}/file/run", THEN='echo once >>"$HOME/then"')
+    assert (code, (box.home / "then").read_text()) == (1, "once\n"), out
+    assert "cannot be written" in out
+    assert not box.words
+
+
+def test_an_archive_that_cannot_be_unpacked_still_does_what_comes_after(box: Machine) -> None:
+    keep = box.home / "keep"
+    assert box.run("bash", START, KEEP=str(keep))[0] == 0
+    assert len(archives(box)) == 1
+    (box.home / "words").unlink()
+    box.write("tar", '#!/bin/sh\n[ "$1" = -tf ] && echo ./.last-entry && exit\nexit 2\n')
+    fresh = {"RUN_DIR": str(box.home / "next"), "THEN": 'echo once >>"$HOME/then"'}
+    code, out = box.run("bash", START, KEEP=str(keep), **fresh)
+    assert (code, (box.home / "then").read_text()) == (1, "once\n"), out
+    assert not box.words
+
+
 def test_without_a_package_nothing_of_that_name_is_fetched(box: Machine) -> None:
     (box.home / "bin" / "ssd-lite").unlink()
     box.write("uv", '#!/bin/sh\ntouch "$HOME/uv"\n')

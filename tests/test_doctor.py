@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib.util
 import json
 import os
 import signal
@@ -15,16 +16,19 @@ import pytest
 from click.testing import CliRunner, Result
 
 from ssd_lite.cli import main
+from ssd_lite.errors import MissingLibraryError
 from ssd_lite.recipe import Train
 from ssd_lite.recipe_file import load_recipe
-from ssd_lite.stages import doctor, doctor_recipe
+from ssd_lite.stages import doctor, doctor_recipe, recipe_needs
 from ssd_lite.stages.doctor import Question, engine_finding, examine, sandbox_finding
 from ssd_lite.stages.doctor_cards import Cards
 from ssd_lite.stages.doctor_child import Probed, probe, run_limited
 from ssd_lite.stages.doctor_finding import Finding, as_text, needed
 from ssd_lite.stages.doctor_nvidia import Card, Driver
-from ssd_lite.stages.doctor_recipe import needs, with_needs
+from ssd_lite.stages.doctor_recipe import with_needs
 from ssd_lite.stages.doctor_versions import installed
+from ssd_lite.stages.pipeline import prepare
+from ssd_lite.stages.recipe_needs import MODULES, needs
 
 BROKEN = {
     "import": "raise ImportError('libcudart.so.13: cannot open shared object file')",
@@ -240,9 +244,9 @@ def test_what_a_recipe_needs_stops_it() -> None:
     assert needed(warned, "train.grpo").status == "fail"
     assert needed(merely, "train").status == "warn"
     quick = load_recipe("quickstart")
-    assert [one.status for one in with_needs([absent, warned], quick, False)] == ["absent", "warn"]
+    assert [one.status for one in with_needs([absent, warned], quick, False)][:2] == ["absent", "warn"]
     qlora = load_recipe("quickstart", ["train.method=qlora"])
-    assert [one.status for one in with_needs([absent, warned], qlora, False)] == ["fail", "warn"]
+    assert [one.status for one in with_needs([absent, warned], qlora, False)][:2] == ["fail", "warn"]
 
 
 @pytest.mark.parametrize(
@@ -258,12 +262,50 @@ def test_what_a_recipe_needs_stops_it() -> None:
     ],
 )
 def test_needs_of_a_recipe(settings: list[str], card: bool, name: str, key: str) -> None:
-    assert needs(load_recipe("quickstart", settings), card)[name] == key
+    assert needed_by(settings, card)[name] == key
+
+
+def needed_by(settings: list[str], card: bool) -> dict[str, str]:
+    return {need.name: need.key for need in needs(load_recipe("quickstart", settings), card)}
 
 
 def test_recipe_without_llama_cpp() -> None:
-    assert "llama.cpp" not in needs(load_recipe("quickstart", ["export.types=[f16]"]), True)
-    assert "peft" not in needs(load_recipe("quickstart", ["train.method=full"]), True)
+    plain = ["export.types=[f16]", "export.check=false"]
+    assert "llama.cpp" not in needed_by(plain, True)
+    assert needed_by(plain, True)["gguf"] == "export.types"
+    assert needed_by(plain[:1], True)["llama.cpp"] == "export.check"
+    assert "peft" not in needed_by(["train.method=full"], True)
+
+
+@pytest.mark.parametrize("settings", [[], ["train.method=qlora"], ["train.report_to=[tensorboard]"]])
+def test_doctor_and_run_refuse_the_same(settings: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Whatever the recipe needs and is not there: doctor has a `fail` for it, and `run` starts nothing."""
+    recipe = load_recipe("quickstart", settings)
+    for need in needs(recipe, has_card=False):
+        for module in MODULES[need.name][0]:
+            hidden = {module, "torch"} if need.name == "train.engine" else {module}
+            with monkeypatch.context() as patch:
+                patch.setattr(
+                    "importlib.util.find_spec", lambda name, hidden=hidden: None if name in hidden else object()
+                )
+                patch.setattr(recipe_needs, "has_cuda", lambda: False)
+                with pytest.raises(MissingLibraryError, match=f'{module}.*pip install "ssd-lite'):
+                    prepare(tmp_path / "run", recipe)
+                found = {one.name: one for one in with_needs([], recipe, False)}
+                assert found[need.name].status == "fail"
+                assert "pip install" in found[need.name].advice
+    assert not (tmp_path / "run").exists()
+
+
+def test_on_a_card_llama_cpp_may_be_missing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    recipe = load_recipe("quickstart", ["export.types=[f16]", "export.check=false"])
+    real = importlib.util.find_spec
+    monkeypatch.setattr("importlib.util.find_spec", lambda name: None if name == "llama_cpp" else real(name))
+    monkeypatch.setattr(recipe_needs, "has_cuda", lambda: True)
+    recipe_needs.check_libraries(recipe)
+    monkeypatch.setattr(recipe_needs, "has_cuda", lambda: False)
+    with pytest.raises(MissingLibraryError, match=r"sample.engine: auto|evaluate.engine: auto"):
+        recipe_needs.check_libraries(recipe)
 
 
 def test_sandbox_tiers() -> None:
@@ -275,6 +317,36 @@ def test_sandbox_tiers() -> None:
     refused = {"bubblewrap": "bwrap: No permissions to create new namespace"}
     assert "userns" in sandbox_finding(Probed({"tier": "landlock", "refused": refused})).advice
     assert sandbox_finding(Probed(None, "no sandbox holds here (…).")).status == "fail"
+    asked = sandbox_finding(Probed({"tier": "landlock", "refused": {}}), load_recipe("quickstart"))
+    assert (asked.status, "evaluate.sandbox asks for it" in asked.found) == ("warn", True)
+    open_to_all = sandbox_finding(Probed({"tier": "none", "refused": {}}), load_recipe("quickstart"))
+    assert (open_to_all.status, "your files" in open_to_all.found) == ("warn", True)
+
+
+def test_sandbox_is_the_recipes(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The tier that evaluate.sandbox names is tried; none where a recipe runs no programs."""
+    tried: list[list[str]] = []
+
+    def probed(name: str, limit: float, stop: object, words: list[str]) -> Probed:
+        if name == "sandbox":
+            tried.append(words)
+            return Probed(None, "no sandbox holds here")
+        return Probed(None, "not tried")
+
+    monkeypatch.setattr(doctor, "probe", probed)
+    landlock = load_recipe("quickstart", ["evaluate.sandbox=landlock"])
+    found = {one.name: one for one in examine(Question(landlock, "quickstart"))}
+    assert (tried, found["sandbox"].status) == ([["landlock"]], "fail")
+    questions = load_recipe("quickstart", ["problems.evaluate=questions:a.jsonl"])
+    found = {one.name: one for one in examine(Question(questions, "quickstart"))}
+    assert (tried, found["sandbox"].status) == ([["landlock"]], "ok")
+    examine(Question())
+    assert tried == [["landlock"], []]
+
+
+def test_the_probe_takes_the_tier_by_name() -> None:
+    facts = probe("sandbox", 100, words=["landlock"]).facts
+    assert facts == {"tier": "landlock", "refused": {}}
 
 
 def test_sandbox_in_force_here_is_the_graders() -> None:

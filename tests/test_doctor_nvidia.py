@@ -315,3 +315,11 @@ def test_others_on_the_card() -> None:
     assert (finding.status, finding.found) == ("warn", "19.6 GiB taken by python3 (4242)")
     assert "cannot be seen" in tenants_finding(Cards(Driver("570.133.07", None), (full,))).found
     assert tenants_finding(Cards(Driver("570.133.07", None), (RTX,), (tenant,))).status == "ok"
+
+
+def test_what_each_of_many_cards_holds_by_itself_is_no_tenant() -> None:
+    """Eight cards of a server that each hold 300 MiB are free, however much that is together."""
+    cards = tuple(Card(index, "NVIDIA H100", 81559 * MIB, 81259 * MIB, (9, 0)) for index in range(8))
+    assert tenants_finding(Cards(Driver("570.133.07", None), cards)).status == "ok"
+    one = (*cards[:7], Card(7, "NVIDIA H100", 81559 * MIB, 60000 * MIB, (9, 0)))
+    assert tenants_finding(Cards(Driver("570.133.07", None), one)).status == "warn"

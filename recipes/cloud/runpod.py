@@ -16,6 +16,7 @@ a RunPod secret that holds your Hugging Face token. Started again with the same 
 """
 
 import argparse
+import http.client
 import json
 import os
 import sys
@@ -43,7 +44,7 @@ class ApiError(Exception):
 
 
 def ask(method: str, path: str, body: dict[str, Any] | None = None) -> Any:
-    """One request; the JSON of the answer, None where it is empty. Raises ApiError, or OSError without a network."""
+    """One request; the object of the answer, None where it is empty. Raises ApiError, or OSError without an answer."""
     request = urllib.request.Request(f"{API}{path}", method=method)
     request.add_header("Authorization", f"Bearer {os.environ['RUNPOD_API_KEY']}")
     data = None
@@ -53,9 +54,15 @@ def ask(method: str, path: str, body: dict[str, Any] | None = None) -> Any:
     try:
         with urllib.request.urlopen(request, data, timeout=60) as answer:
             text = answer.read()
+        said = json.loads(text) if text.strip() else None
+        if said is not None and not isinstance(said, dict):
+            raise ValueError("no object")
+        return said
     except urllib.error.HTTPError as error:
         raise ApiError(error.code, error.read(2000).decode(errors="replace").strip()) from None
-    return json.loads(text) if text.strip() else None
+    except (http.client.HTTPException, ValueError) as error:
+        # An answer cut short, or a proxy's page instead of the API's JSON: as little to go by as no answer.
+        raise OSError(f"{method} {path}: no answer that can be read ({type(error).__name__}: {error})") from None
 
 
 def pod(setting: dict[str, str]) -> dict[str, Any]:
@@ -89,7 +96,9 @@ def up(detach: bool) -> None:
     if missing:
         sys.exit(f"wanted in the environment: {' '.join(missing)}")
     made = ask("POST", "/pods", pod(dict(os.environ)))
-    name = made["id"]
+    name = (made or {}).get("id")
+    if not name:
+        raise OSError(f"the answer names no pod: {made}")
     print(f"pod {name} is rented ({made.get('costPerHr', '?')} an hour); it removes itself at the end of the run.")
     print(f"By hand: python {sys.argv[0]} remove {name}", flush=True)
     if not detach:

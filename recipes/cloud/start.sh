@@ -146,6 +146,21 @@ run_within_limits() {
     return "$code"
 }
 
+# What comes before the run. Called before `||`, where `set -e` does not hold.
+prepare() {
+    local code=0
+    install_once || code=$?
+    if [ "$code" -ne 0 ]; then
+        say "the installation failed"
+        return "$code"
+    fi
+    if [ -n "$STOP_ASKED" ]; then return; fi
+    if ! mkdir -p "$RUN_DIR" || ! take_back; then
+        say "$RUN_DIR cannot be written, or the archive in $KEEP not read"
+        return 1
+    fi
+}
+
 # All in a function, which bash has read to its end before anything runs: the file may be replaced meanwhile.
 main() {
     local code=0 number
@@ -162,15 +177,12 @@ main() {
     NAME=$(basename "$RECIPE" .yaml)
     : "${RUN_DIR:=$HOME/ssd-lite-runs/$NAME}" "${KEEP:=}" "${KEEP_SECONDS:=600}"
     trap stop_asked TERM INT HUP
-    install_once || code=$?
+    prepare || code=$?
+    if [ -n "$STOP_ASKED" ]; then code=75; fi
     if [ "$code" -ne 0 ]; then
-        say "the installation failed"
         then_after "$code"
         exit "$code"
     fi
-    if [ -n "$STOP_ASKED" ]; then exit 75; fi
-    mkdir -p "$RUN_DIR"
-    take_back
     run_within_limits || code=$?
     # 75 says that the same command goes on. After a stop from outside (a spot notice) that is for the provider to do,
     # even where the signal came too early to be heard (143). After a limit it would only cost more money: the planned end

@@ -20,6 +20,7 @@ from ssd_lite.stages.doctor_child import DEFAULT_LIMIT_S, Probed, probe
 from ssd_lite.stages.doctor_finding import Finding, Status
 from ssd_lite.stages.doctor_recipe import recipe_findings, with_needs
 from ssd_lite.stages.doctor_versions import installed
+from ssd_lite.stages.recipe_needs import runs_programs
 
 BUBBLEWRAP = "sudo apt-get install bubblewrap"
 _UNSAFE = "--unsafe-sandbox, on a machine you can lose"
@@ -50,7 +51,7 @@ def examine(question: Question, tell: Callable[[str], None] = lambda line: None)
     # Before the probes, whose own memory on the card would count as taken.
     cards = doctor_cards.ask_driver()
     found = [*doctor_machine.machine_findings(), *_disks(question.runs)]
-    probes = _probe_all(question.limit_s)
+    probes = _probe_all(question)
     torch = probes["torch"] or Probed(None, "not installed; needed for training", missing=True)
     has_card = bool(cards.cards) or bool(torch.facts and torch.facts["available"])
     found += doctor_cards.findings(torch, cards)
@@ -59,7 +60,7 @@ def examine(question: Question, tell: Callable[[str], None] = lambda line: None)
         doctor_packages.bitsandbytes_finding(probes["bitsandbytes"], installed("bitsandbytes")),
         doctor_packages.unsloth_finding(has_card=has_card),
         doctor_packages.llama_finding(probes["llama"], installed("llama-cpp-python"), has_card),
-        sandbox_finding(probes["sandbox"]),
+        sandbox_finding(probes["sandbox"], question.recipe),
         doctor_hub.token_finding(os.environ),
         doctor_hub.reach_finding(probes["hub"], os.environ),
         engine_finding(torch, question.recipe.train if question.recipe else Train()),
@@ -92,20 +93,23 @@ def _disks(runs: Path) -> Iterator[Finding]:
     yield doctor_machine.disk_finding("tmp", folder, doctor_machine.TMP_DISK, "export TMPDIR=/a/larger/disk")
 
 
-def _probe_all(limit_s: float) -> dict[str, Probed | None]:
+def _probe_all(question: Question) -> dict[str, Probed | None]:
     """Every self-test whose library is there, at the same time; None for one that was not run."""
     wanted = {
         "torch": _there("torch"),
         "bitsandbytes": _there("bitsandbytes"),
         "llama": _there("llama-cpp-python"),
-        "sandbox": True,
+        "sandbox": question.recipe is None or runs_programs(question.recipe),
         "hub": not doctor_hub.offline(os.environ),
     }
     # A name service that does not answer takes long, and then nothing is lost by not waiting.
-    limits, stop = {"hub": min(limit_s, 10.0)}, threading.Event()
+    limits, stop = {"hub": min(question.limit_s, 10.0)}, threading.Event()
+    words = {"sandbox": [question.recipe.evaluate.sandbox]} if question.recipe is not None else {}
     with ThreadPoolExecutor(len(wanted)) as pool:
         running: dict[str, Future[Probed]] = {
-            name: pool.submit(probe, name, limits.get(name, limit_s), stop) for name, run in wanted.items() if run
+            name: pool.submit(probe, name, limits.get(name, question.limit_s), stop, words.get(name, []))
+            for name, run in wanted.items()
+            if run
         }
         try:
             return {name: running[name].result() if name in running else None for name in wanted}
@@ -118,18 +122,25 @@ def _there(package: str) -> bool:
     return installed(package) is not None or importlib.util.find_spec(_MODULES[package]) is not None
 
 
-def sandbox_finding(probed: Probed | None) -> Finding:
-    """The tier in which programs are graded here, by canaries that misbehave on purpose."""
+def sandbox_finding(probed: Probed | None, recipe: Recipe | None = None) -> Finding:
+    """The tier in which programs are graded here, by canaries that misbehave on purpose; `recipe` may say which."""
     name = "sandbox"
+    if recipe is not None and not runs_programs(recipe):
+        return Finding(name, "ok", "not needed: the recipe runs no programs")
     if probed is None or probed.facts is None:
         why = probed.trouble if probed is not None else "not tried"
         return Finding(name, "fail", f"{why.rstrip('.')}; nothing can be graded", f"{BUBBLEWRAP}  # or {_UNSAFE}")
     tier, refused = probed.facts["tier"], probed.facts["refused"]
     if tier == "bubblewrap":
         return Finding(name, "ok", "bubblewrap, the strongest tier")
-    why = "; ".join(f"{other}: {reason}" for other, reason in refused.items())
-    advice = BUBBLEWRAP if "is not installed" in why else _USERNS
-    return Finding(name, "warn", f"{tier}: programs see process ids and file names of the host ({why})", advice)
+    if tier == "none":
+        why = "none: the model's programs run as you do, with your files and your network"
+        return Finding(name, "warn", why, "ssd-lite run … --set evaluate.sandbox=auto")
+    why = "; ".join(f"{other}: {reason}" for other, reason in refused.items()) or "evaluate.sandbox asks for it"
+    said = f"{tier}: programs see process ids and file names of the host ({why})"
+    if not refused:
+        return Finding(name, "warn", said, "ssd-lite run … --set evaluate.sandbox=auto")
+    return Finding(name, "warn", said, BUBBLEWRAP if "is not installed" in why else _USERNS)
 
 
 def engine_finding(torch: Probed, settings: Train) -> Finding:

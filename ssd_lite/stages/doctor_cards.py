@@ -181,8 +181,9 @@ def _told_by_torch(card: Card, torch: Mapping[str, Any] | None) -> Mapping[str, 
 
 def tenants_finding(cards: Cards) -> Finding:
     """Other processes on the cards, and memory that is taken."""
-    taken = sum(card.total - card.free for card in cards.cards if card.total is not None and card.free is not None)
-    if taken < _TAKEN:
+    each = [card.total - card.free for card in cards.cards if card.total is not None and card.free is not None]
+    taken = sum(each)
+    if max(each, default=0) < _TAKEN:
         return Finding("card free", "ok", "yes" if not cards.tenants else f"{gib(taken)} taken by {_names(cards)}")
     by = _names(cards) if cards.tenants else "processes that cannot be seen from here"
     return Finding("card free", "warn", f"{gib(taken)} taken by {by}", "nvidia-smi  # then stop what holds the memory")

@@ -10,7 +10,7 @@ import subprocess
 import sys
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -31,9 +31,11 @@ class Probed:
     missing: bool = False
 
 
-def probe(name: str, limit_s: float = DEFAULT_LIMIT_S, stop: threading.Event | None = None) -> Probed:
-    """Run a check of `doctor_probe` and wait for it, for `limit_s` seconds at most, or until `stop` is set."""
-    code, out, err = run_limited([sys.executable, "-m", "ssd_lite.stages.doctor_probe", name], limit_s, stop)
+def probe(
+    name: str, limit_s: float = DEFAULT_LIMIT_S, stop: threading.Event | None = None, words: Sequence[str] = ()
+) -> Probed:
+    """Run a check of `doctor_probe`, told `words`, and wait `limit_s` seconds at most, or until `stop` is set."""
+    code, out, err = run_limited([sys.executable, "-m", "ssd_lite.stages.doctor_probe", name, *words], limit_s, stop)
     if code is None:
         return Probed(None, f"did not answer within {limit_s:.0f} s")
     if code < 0:

@@ -1,4 +1,4 @@
-"""The checks that load heavy libraries: `python -m ssd_lite.stages.doctor_probe NAME` prints one JSON object."""
+"""The checks that load heavy libraries: `python -m ssd_lite.stages.doctor_probe NAME [WORD]` prints one JSON object."""
 
 from __future__ import annotations
 
@@ -36,10 +36,10 @@ def _llama() -> dict[str, Any]:
     return llama_facts()
 
 
-def _sandbox() -> dict[str, Any]:
+def _sandbox(choice: Any = "auto") -> dict[str, Any]:
     from ssd_lite.grading.tiers import choose_tier
 
-    tier, sandbox, refused = choose_tier("auto")
+    tier, sandbox, refused = choose_tier(choice)
     sandbox.close()
     return {"tier": tier, "refused": refused}
 
@@ -58,17 +58,17 @@ def _hub() -> dict[str, Any]:
     return {"reached": True, "error": ""}
 
 
-PROBES: dict[str, Callable[[], dict[str, Any]]] = {
+PROBES: dict[str, Callable[..., dict[str, Any]]] = {
     "torch": _torch, "bitsandbytes": _bitsandbytes, "llama": _llama, "sandbox": _sandbox, "hub": _hub,
 }  # fmt: skip
 
 
 def main(arguments: Sequence[str]) -> None:
-    """Run one probe; what it raises is an answer too: `{"trouble": …, "missing": …}`."""
+    """Run one probe with the words after its name; what it raises is an answer too: `{"trouble": …, "missing": …}`."""
     die_with_parent()
     with _stdout_to_ourselves() as out:
         try:
-            answer = PROBES[arguments[0]]()
+            answer = PROBES[arguments[0]](*arguments[1:])
         except MissingLibraryError as error:
             answer = {"trouble": error.what, "missing": True}
         except UserError as error:

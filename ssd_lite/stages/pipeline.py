@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import importlib.util
 import os
 import signal
 from collections.abc import Callable, Iterator, Sequence
@@ -13,7 +12,7 @@ from typing import Any
 import click
 
 from ssd_lite import heartbeat
-from ssd_lite.errors import EXIT_USER_ERROR, MissingLibraryError, Stopped, UserError
+from ssd_lite.errors import EXIT_USER_ERROR, Stopped, UserError
 from ssd_lite.interrupt import past_limit
 from ssd_lite.progress import duration
 from ssd_lite.recipe import Recipe
@@ -21,16 +20,8 @@ from ssd_lite.run_folder import RunFolder, Stage, stages_of
 from ssd_lite.run_lock import run_lock
 from ssd_lite.stages.child import Ended, run_command, stop_signals
 from ssd_lite.stages.plan_watch import PlanWatch
+from ssd_lite.stages.recipe_needs import check_libraries, runs_programs
 from ssd_lite.stages.status import has_files, holder
-
-_LIBRARIES = (
-    ("torch", "train"),
-    ("transformers", "train"),
-    ("peft", "train"),
-    ("accelerate", "train"),
-    ("gguf", "gguf"),
-    ("llama_cpp", "gguf"),
-)
 
 
 class StageFailed(click.ClickException):
@@ -46,26 +37,11 @@ def prepare(path: Path, recipe: Recipe) -> RunFolder:
 
 def check_machine(recipe: Recipe) -> None:
     """Raise UserError now for what a stage hours later would miss: a library, or a sandbox that holds here."""
-    wanted = [*_LIBRARIES]
-    if recipe.train.method == "qlora" or "8bit" in recipe.train.optim:
-        wanted.append(("bitsandbytes", "qlora"))
-    if recipe.train.grpo is not None:
-        wanted += [("trl", "grpo"), ("datasets", "grpo")]
-    for library, extra in wanted:
-        if importlib.util.find_spec(library) is None:
-            raise MissingLibraryError(library, needed_for=f"the recipe {recipe.name!r}", extra=extra)
-    if _runs_programs(recipe):
+    check_libraries(recipe)
+    if runs_programs(recipe):
         from ssd_lite.grading.tiers import choose_tier
 
         choose_tier(recipe.evaluate.sandbox)[1].close()
-
-
-def _runs_programs(recipe: Recipe) -> bool:
-    """Does a stage grade programs? Questions are judged without a sandbox."""
-    graded = [recipe.problems.evaluate, *(guard.problems for guard in recipe.evaluate.guard)]
-    if recipe.curate.only_correct or recipe.train.grpo is not None:
-        graded.append(recipe.problems.train)
-    return not all(name.startswith("questions:") for name in graded)
 
 
 def is_done(run: RunFolder, stage: Stage) -> bool:
@@ -157,7 +133,8 @@ def _why() -> str:
 def last_word(folder: Path) -> Iterator[None]:
     """Write into the heartbeat how the run ended, where the process of a stage could not.
 
-    A command that is refused because another process works in the run has no word in it.
+    Where it could, its error stays, which says more than ours. A command that is refused because another process works
+    in the run has no word in it.
     """
     try:
         yield
@@ -167,7 +144,9 @@ def last_word(folder: Path) -> Iterator[None]:
             shown = error.format_message() if isinstance(error, click.ClickException) else None
             stopped = isinstance(error, Stopped | KeyboardInterrupt | SystemExit)
             words = None if stopped else shown or f"{type(error).__name__}: {error}"
-            heartbeat.finish(folder, heartbeat.STOPPED if stopped else heartbeat.FAILED, words)
+            last = heartbeat.read(folder) or {}
+            if stopped or last.get("state") != heartbeat.FAILED or not last.get("error"):
+                heartbeat.finish(folder, heartbeat.STOPPED if stopped else heartbeat.FAILED, words)
         raise
     heartbeat.finish(folder, heartbeat.DONE)
 

@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import json
-import os
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from ssd_lite.atomic import replace_when_whole
 from ssd_lite.journal import read_records
 from ssd_lite.records import sample_from_json
 from ssd_lite.run_folder import RunFolder
@@ -33,14 +33,10 @@ def write_samples(run: RunFolder, out: Path) -> Written:
     tokenizer = ChatTokenizer.load(hf_folder(base_model(run)))
     kept, records = _kept(run), sorted(read_records(run.samples), key=sample_key)
     out.parent.mkdir(exist_ok=True)
-    part = out.with_name(f".{out.name}.part-{os.getpid()}")
-    with open(part, "w", encoding="utf-8") as file:
+    with replace_when_whole(out) as part, open(part, "w", encoding="utf-8") as file:
         for record in records:
             row = _row(record, tokenizer.decode(record["prompt_ids"]), kept)
             file.write(json.dumps(row, ensure_ascii=False) + "\n")
-        file.flush()
-        os.fsync(file.fileno())
-    os.replace(part, out)
     return Written(out, len(records), None if kept is None else len(kept))
 
 
