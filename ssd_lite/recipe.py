@@ -8,6 +8,7 @@ from pydantic import Field, model_validator
 
 from ssd_lite.recipe_measuring import Compare, Evaluate, Report
 from ssd_lite.recipe_section import Decoding, GgufType, Positive, Rate, Section, Seed, Temperature
+from ssd_lite.recipe_server import Server
 
 
 class Model(Section):
@@ -39,8 +40,8 @@ class Problems(Section):
 class Sample(Decoding):
     """How the base model answers the training prompts. Defaults: Qwen3-4B-Instruct of arXiv 2604.01193."""
 
-    engine: Literal["auto", "hf", "llama_cpp"] = "auto"
-    """auto: hf on a CUDA card, llama_cpp without one."""
+    engine: Literal["auto", "hf", "llama_cpp", "server"] = "auto"
+    """auto: hf on a CUDA card, llama_cpp without one; server: the one that section server starts."""
     n: Positive = 1
     """Completions a prompt; the paper takes 1."""
     temperature: Temperature = 1.6
@@ -53,7 +54,7 @@ class Sample(Decoding):
     """With the problem and the sample index it fixes every draw."""
     targets: Literal["auto", "keep", "drop"] = "auto"
     """Keep the law q of every drawn token in targets/: train.target soft needs it, the loss's terms show it. auto keeps
-    it up to top_k 64."""
+    it up to top_k 64; from a server, which is slower with it, only keep does."""
     teacher: str | None = None
     """Another model that answers instead of the base (distillation): packaged name, folder, GGUF or Hub id."""
     null_arm: bool = False
@@ -62,7 +63,8 @@ class Sample(Decoding):
     @property
     def keeps_targets(self) -> bool:
         """Whether the laws are kept: asked for, or few enough tokens a position; never those of another model."""
-        wanted = self.targets == "keep" or (self.targets == "auto" and 0 < self.top_k <= 64)
+        few = 0 < self.top_k <= 64 and self.engine != "server"
+        wanted = self.targets == "keep" or (self.targets == "auto" and few)
         return wanted and self.teacher is None
 
     @model_validator(mode="after")
@@ -210,6 +212,7 @@ class Recipe(Section):
     model: Model
     problems: Problems = Problems()
     sample: Sample = Sample()
+    server: Server = Server()
     curate: Curate = Curate()
     train: Train = Train()
     merge: Merge = Merge()
@@ -219,7 +222,8 @@ class Recipe(Section):
     compare: Compare = Compare()
 
     @model_validator(mode="after")
-    def _merge_fits_the_training(self) -> Recipe:
+    def _sections_fit_together(self) -> Recipe:
+        self.server.check_for({"sample.engine": self.sample.engine, "evaluate.engine": self.evaluate.engine})
         if self.merge.base == "dequantised" and self.train.method != "qlora":
             raise ValueError(f"merge.base dequantised needs train.method qlora, here it is {self.train.method}")
         return self

@@ -27,8 +27,8 @@ class Guard(Section):
 class Evaluate(Section):
     """Base against tuned, each under its own decoding, on the same problems."""
 
-    engine: Literal["auto", "hf", "llama_cpp"] = "auto"
-    """auto: hf on a CUDA card, llama_cpp without one."""
+    engine: Literal["auto", "hf", "llama_cpp", "server"] = "auto"
+    """auto: hf on a CUDA card, llama_cpp without one; server: the one that section server starts."""
     n: Positive = 10
     """Completions a problem."""
     k: Annotated[list[Positive], Field(min_length=1)] = [1, 5]

@@ -94,8 +94,8 @@ class Sample:
     """One completion as sampled. `completion_ids` ends with the end token exactly where `finish_reason` is "stop".
 
     `completion` is the text without control tokens; `entropy_nats` the mean entropy of the laws its tokens were drawn
-    from, `survivors` the mean number of tokens those laws left, None where nobody counted; `seed` the derived seed of
-    this `(problem_id, index)`; `settings` the resolved settings the engine used; `targets` where the laws themselves
+    from, `survivors` the mean number of tokens those laws left, both None where nobody counted; `seed` the derived seed
+    of this `(problem_id, index)`; `settings` the resolved settings the engine used; `targets` where the laws themselves
     are kept, None where they are not; `opened_thinking` says that the prompt ended with an open `<think>`, so that the
     completion starts inside the thinking.
     """
@@ -106,7 +106,7 @@ class Sample:
     completion_ids: tuple[int, ...]
     completion: str
     finish_reason: FinishReason
-    entropy_nats: float
+    entropy_nats: float | None
     seed: int
     settings: SamplingSettings
     engine: str

@@ -179,6 +179,9 @@ class RunFolder:
         settings = self.recipe.model_dump(mode="json", include=set(STAGE_SECTIONS[stage]))
         if self.recipe.train.grpo is not None and "train" in settings:
             settings["rewarded"] = self.recipe.evaluate.block  # which part of a completion GRPO's reward is for
+        asked = [self.recipe.sample.engine, *([self.recipe.evaluate.engine] if "evaluate" in settings else [])]
+        if "server" in asked:
+            settings["server"] = self.recipe.server.command  # its flags may choose other numbers for the weights
         return hashlib.sha256(json.dumps(settings, sort_keys=True).encode()).hexdigest()
 
     def done(self, stage: Stage) -> dict[str, Any] | None:

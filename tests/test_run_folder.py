@@ -12,7 +12,9 @@ from ssd_lite.recipe import Recipe
 from ssd_lite.recipe_file import load_recipe
 from ssd_lite.run_folder import STAGE_SECTIONS, RunFolder
 
-SECTIONS = [name for name in Recipe.model_fields if name not in ("name", "description", "threads", "rounds", "compare")]
+# `server` counts where an engine is one (tests/test_server_stages.py).
+BESIDE = ("name", "description", "threads", "rounds", "compare", "server")
+SECTIONS = [name for name in Recipe.model_fields if name not in BESIDE]
 
 
 def recipe(*settings: str) -> Recipe:

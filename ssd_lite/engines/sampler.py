@@ -11,7 +11,7 @@ from ssd_lite.engines.targets import Targets
 from ssd_lite.errors import UserError
 from ssd_lite.records import FinishReason, Prompt, SamplingSettings
 
-Engine = Literal["hf", "llama_cpp"]
+Engine = Literal["hf", "llama_cpp", "server"]
 CountTokens = Callable[[int], None]
 
 
@@ -29,15 +29,15 @@ class Completion:
     """What an engine gives back for a request.
 
     `ids` ends with the end token exactly where `finish_reason` is "stop"; `entropy_nats` is the mean entropy of the
-    laws its tokens were drawn from, `survivors` the mean number of tokens they left; `targets` holds those laws where
-    SamplerOptions.keep_targets asks for them.
+    laws its tokens were drawn from, `survivors` the mean number of tokens they left, None where nobody counted;
+    `targets` holds those laws where SamplerOptions.keep_targets asks for them.
     """
 
     request: Request
     ids: tuple[int, ...]
     finish_reason: FinishReason
-    entropy_nats: float
-    survivors: float
+    entropy_nats: float | None
+    survivors: float | None
     targets: Targets | None = None
 
 
@@ -59,6 +59,19 @@ class Sampler(Protocol):
 
 
 @dataclass(frozen=True)
+class ServerOptions:
+    """A server to start: its command's words from the values of their places, and what it is given.
+
+    `context` are the tokens of the longest prompt and completion, `log` the file for what it prints.
+    """
+
+    words: Callable[[dict[str, str]], list[str]]
+    start_limit_s: float
+    context: int
+    log: Path
+
+
+@dataclass(frozen=True)
 class SamplerOptions:
     """How an engine works, none of which changes the law."""
 
@@ -67,9 +80,10 @@ class SamplerOptions:
     end_ids: tuple[int, ...]
     pad_id: int
     keep_targets: bool = False
+    server: ServerOptions | None = None
 
 
-def choose_engine(wanted: Literal["auto", "hf", "llama_cpp"]) -> Engine:
+def choose_engine(wanted: Literal["auto", "hf", "llama_cpp", "server"]) -> Engine:
     """auto: transformers on a CUDA card, llama.cpp without one."""
     if wanted != "auto":
         return wanted
@@ -79,7 +93,10 @@ def choose_engine(wanted: Literal["auto", "hf", "llama_cpp"]) -> Engine:
 
 
 def open_sampler(engine: Engine, model: Path, options: SamplerOptions) -> Sampler:
-    """Load a model folder (hf) or a GGUF file (llama_cpp). Raises MissingLibraryError if the library is not there."""
+    """Load a model folder (hf) or a GGUF file (llama_cpp), or get a server ready that serves it.
+
+    Raises MissingLibraryError if the library is not there.
+    """
     match engine:
         case "hf":
             from ssd_lite.engines.hf_sampler import HfSampler
@@ -89,8 +106,12 @@ def open_sampler(engine: Engine, model: Path, options: SamplerOptions) -> Sample
             from ssd_lite.engines.llama_cpp_sampler import LlamaCppSampler
 
             return LlamaCppSampler(model, options)
+        case "server":
+            from ssd_lite.engines.server_sampler import ServerSampler
+
+            return ServerSampler(model, options)
         case _:
-            raise UserError(f"unknown sampling engine {engine!r}; there are hf and llama_cpp.")
+            raise UserError(f"unknown sampling engine {engine!r}; there are hf, llama_cpp and server.")
 
 
 def check_lengths(requests: Sequence[Request], settings: SamplingSettings, context_length: int) -> None:

@@ -127,7 +127,7 @@ def _open(engine: Engine, model: Path, threads: int | None) -> Scorer:
 
             return LlamaCppScorer(model, threads)
         case _:
-            raise UserError(f"unknown engine {engine!r}; there are hf and llama_cpp.")
+            raise UserError(f"{engine!r} is no engine that tells whole laws; hf and llama_cpp do.")
 
 
 def check_context(texts: Sequence[Text], context_length: int) -> None:

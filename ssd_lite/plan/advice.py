@@ -38,6 +38,8 @@ def larger_batches(plan: Plan, again: Callable[[Recipe], Plan]) -> Changes:
     for stage in stages:
         part, work = getattr(plan.recipe, stage), plan.stages[stage]
         batch = part.batch_size
+        if part.engine == "server":  # it queues what does not fit
+            continue
         while 2 * batch <= work.completions and _fits_with(plan, again, f"{stage}.batch_size", 2 * batch):
             batch *= 2
         if batch > part.batch_size:

@@ -99,7 +99,7 @@ def plan(recipe: Recipe, model: Model, load: Load, machine: Machine, limits: Lim
         "export": _exporting(recipe, model.shape),
     }
     stages = {name: _in_rounds(stage, name, recipe.rounds) for name, stage in stages.items()}
-    on_llama = (engines[0] == "llama_cpp", engines[1] == "llama_cpp")
+    on_llama = (_runs_gguf(recipe, engines[0]), _runs_gguf(recipe, engines[1]))
     disk = tuple(written(recipe, model.shape, model.kind, load, llama_cpp=on_llama))
     reasons = _reasons(recipe, model.shape, stages, machine, limits, high_water_mark(list(disk)))
     return Plan(recipe, machine, stages, disk, tuple(reasons))
@@ -126,13 +126,17 @@ def _engine(wanted: str, machine: Machine) -> str:
 
 
 def _sample_work(recipe: Recipe, load: Load, engine: str) -> Decoding:
-    part = recipe.sample
-    return Decoding(engine, load.train, part.n, part.max_new_tokens, part.batch_size, recipe.model.gguf_type)
+    part, gguf_type = recipe.sample, recipe.model.gguf_type if _runs_gguf(recipe, engine) else ""
+    return Decoding(engine, load.train, part.n, part.max_new_tokens, part.batch_size, gguf_type)
 
 
 def _evaluate_work(recipe: Recipe, load: Load, engine: str) -> Decoding:
-    part = recipe.evaluate
-    return Decoding(engine, load.evaluate, part.n, part.max_new_tokens, part.batch_size, recipe.model.gguf_type)
+    part, gguf_type = recipe.evaluate, recipe.model.gguf_type if _runs_gguf(recipe, engine) else ""
+    return Decoding(engine, load.evaluate, part.n, part.max_new_tokens, part.batch_size, gguf_type)
+
+
+def _runs_gguf(recipe: Recipe, engine: str) -> bool:
+    return engine == "llama_cpp" or (engine == "server" and recipe.server.serves_gguf)
 
 
 def _gguf_arms(recipe: Recipe, engine: str) -> int:
@@ -145,8 +149,12 @@ def _decoding(recipe: Recipe, shape: Shape, load: Load, machine: Machine, todo: 
     batch = min(todo.batch, todo.completions)
     if todo.engine == "hf":
         terms = sampling.hf_terms(shape, batch, todo.prompts.longest, length, on_card=machine.on_card)
+    elif todo.engine == "server" and machine.on_card:
+        mean = todo.prompts.mean + load.completion(todo.cap)[1]
+        weights = todo.weight_bytes(shape, machine)
+        terms = sampling.server_terms(shape, batch, length, mean, weights, machine.memory_bytes)
     else:
-        terms = sampling.llama_terms(shape, batch, length, todo.gguf_type, on_card=machine.on_card)
+        terms = sampling.llama_terms(shape, batch, length, todo.gguf_type or "f16", on_card=machine.on_card)
         if not machine.on_card:
             terms["workspace"] += sampling.TORCH_IMPORTS_BYTES
     seconds = work.decoding_seconds(todo, shape, load, machine)
@@ -154,7 +162,7 @@ def _decoding(recipe: Recipe, shape: Shape, load: Load, machine: Machine, todo: 
     tokens = work.decoding_tokens(todo, load)
     peak = sum(terms.values())
     host = sampling.CARD_HOST_BYTES + terms["weights"] if machine.on_card else peak
-    if todo.engine == "llama_cpp":  # the base, and later the tuned model, are quantised first
+    if todo.gguf_type:  # the base, and later the tuned model, are quantised first
         host = max(host, sampling.export_host_bytes(shape, [recipe.model.gguf_type]))
     return StagePlan(
         peak if machine.on_card else 0,

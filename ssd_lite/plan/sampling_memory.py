@@ -16,6 +16,8 @@ HF_IMPORTS_BYTES, LLAMA_IMPORTS_BYTES, NUMPY_IMPORTS_BYTES = 334 * 2**20, 42 * 2
 TORCH_IMPORTS_BYTES = 187 * 2**20
 # Host side of a process that works on a card: libraries of CUDA and its pinned buffers. A guess.
 CARD_HOST_BYTES = 3 * 2**30
+# vLLM's default --gpu-memory-utilization, and what its compiled graphs and activations take beside the cache. A guess.
+SERVER_SHARE, SERVER_WORKSPACE_BYTES = 0.9, 3 * 2**29
 # Bits a weight in our GGUF types, engines/gguf_types.py (at most).
 GGUF_BITS = {
     "f32": 32.0, "f16": 16.0, "bf16": 16.0, "q8_0": 8.5, "q6_k": 6.6, "q5_k_m": 6.0, "q5_k_s": 5.9, "q5_1": 6.2,
@@ -71,6 +73,26 @@ def llama_terms(shape: Shape, batch: int, length: int, gguf_type: str, *, on_car
         "kv_cache": llama_slots(shape, batch, length) * padded * shape.kv_numbers_per_token * 2,
         "logits": logits,
         "workspace": work + (CONTEXT_BYTES if on_card else LLAMA_IMPORTS_BYTES),
+    }
+
+
+def server_slots(shape: Shape, batch: int, mean: float, weights: int, memory: int) -> float:
+    """Completions that a server decodes at once: those whose cache, in pages as it grows, fits beside the weights."""
+    room = SERVER_SHARE * memory - weights - SERVER_WORKSPACE_BYTES
+    return min(float(batch), max(1.0, room / (2 * shape.kv_numbers_per_token * mean)))
+
+
+def server_terms(shape: Shape, batch: int, length: int, mean: float, weights: int, memory: int) -> Terms:
+    """An inference server on a card; `mean` tokens a completion with its prompt, `length` the longest.
+
+    It takes SERVER_SHARE of the card whatever it needs; here stands what it cannot do without.
+    """
+    slots = server_slots(shape, batch, mean, weights, memory)
+    return {
+        "weights": weights,
+        "kv_cache": int(2 * shape.kv_numbers_per_token * max(length, slots * mean)),
+        "logits": 4 * 4 * batch * shape.vocabulary,
+        "workspace": CONTEXT_BYTES + SERVER_WORKSPACE_BYTES,
     }
 
 

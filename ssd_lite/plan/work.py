@@ -6,7 +6,7 @@ import math
 from dataclasses import dataclass
 
 from ssd_lite.plan.cards import Machine
-from ssd_lite.plan.sampling_memory import gguf_bytes, llama_slots
+from ssd_lite.plan.sampling_memory import gguf_bytes, llama_slots, server_slots
 from ssd_lite.plan.shapes import Shape
 from ssd_lite.recipe import Recipe, Train
 
@@ -99,7 +99,10 @@ def training_seconds(recipe: Recipe, shape: Shape, load: Load, machine: Machine)
 
 @dataclass(frozen=True)
 class Decoding:
-    """One pass of sampling: which engine, `each` completions of which prompts, under which cap and batch."""
+    """One pass of sampling: which engine, `each` completions of which prompts, under which cap and batch.
+
+    `gguf_type` is that of the weights, "" where they are 16-bit in a folder.
+    """
 
     engine: str
     prompts: Prompts
@@ -112,6 +115,12 @@ class Decoding:
     def completions(self) -> int:
         return self.prompts.count * self.each
 
+    def weight_bytes(self, shape: Shape, machine: Machine) -> int:
+        """Bytes of the weights that a step reads."""
+        if self.engine == "hf" or not self.gguf_type:
+            return shape.parameters * (2 if machine.on_card or self.engine != "hf" else 4)
+        return gguf_bytes(shape, self.gguf_type)
+
 
 def decoding_tokens(work: Decoding, load: Load) -> Range:
     """Tokens drawn, low and high."""
@@ -123,9 +132,10 @@ def decoding_seconds(work: Decoding, shape: Shape, load: Load, machine: Machine)
     """Low and high seconds to draw all completions.
 
     A step reads the weights and the cache, or computes, whichever takes longer, and starts its kernels. hf waits for
-    the longest completion of a batch: 1.5 to 3 times the mean. llama.cpp replaces one that ends.
+    the longest completion of a batch: 1.5 to 3 times the mean. llama.cpp and a server replace one that ends.
     """
     means = load.completion(work.cap)
+    slots: float
     if work.engine == "hf":
         slots = min(work.batch, work.completions)
         longest = tuple(min(work.cap, factor * mean) for factor, mean in zip(LONGEST_OF_A_BATCH, means, strict=True))
@@ -133,7 +143,7 @@ def decoding_seconds(work: Decoding, shape: Shape, load: Load, machine: Machine)
         ends = longest if slots > 1 else means
         steps = (rounds * ends[0], rounds * ends[1])
     else:
-        slots = min(llama_slots(shape, work.batch, work.prompts.longest + work.cap), work.completions)
+        slots = min(_slots(work, shape, means[1], machine), work.completions)
         steps = (work.completions * means[0] / slots, work.completions * means[1] / slots)
     low = steps[0] * _step_seconds(work, shape, machine, slots, means[0], best=True)
     high = steps[1] * _step_seconds(work, shape, machine, slots, means[1], best=False)
@@ -143,9 +153,16 @@ def decoding_seconds(work: Decoding, shape: Shape, load: Load, machine: Machine)
     return low + prefill / shares[1], high + prefill / shares[0]
 
 
-def _step_seconds(work: Decoding, shape: Shape, machine: Machine, slots: int, mean: float, *, best: bool) -> float:
+def _slots(work: Decoding, shape: Shape, mean: float, machine: Machine) -> float:
+    if work.engine == "server" and machine.on_card:
+        tokens = work.prompts.mean + mean
+        return server_slots(shape, work.batch, tokens, work.weight_bytes(shape, machine), machine.memory_bytes)
+    return llama_slots(shape, work.batch, work.prompts.longest + work.cap)
+
+
+def _step_seconds(work: Decoding, shape: Shape, machine: Machine, slots: float, mean: float, *, best: bool) -> float:
     number = 2 if machine.on_card or work.engine != "hf" else 4
-    weights = shape.parameters * number if work.engine == "hf" else gguf_bytes(shape, work.gguf_type)
+    weights = work.weight_bytes(shape, machine)
     cache = slots * (work.prompts.mean + mean / 2) * shape.kv_numbers_per_token * number
     which = 1 if best else 0
     layer = HF_LAYER_S if work.engine == "hf" else LLAMA_LAYER_S

@@ -16,6 +16,7 @@ from ssd_lite.interrupt import stop_requested
 from ssd_lite.journal import Journal, Record
 from ssd_lite.progress import Progress
 from ssd_lite.prompts import render
+from ssd_lite.recipe_server import Server
 from ssd_lite.records import Problem, Sample, SamplingSettings, Span, sample_from_json, to_json
 from ssd_lite.span_file import SpanFile
 from ssd_lite.stages.distilling import Student
@@ -31,7 +32,7 @@ class Answering:
 
     With `targets_file` the law of every drawn token is kept there. With `student`, the folder of another model, the
     samples are recorded with that model's ids. `enable_thinking` goes to the chat template, a teacher's only where it
-    knows it.
+    knows it. `server` is how engine server starts one.
     """
 
     engine: Engine
@@ -47,6 +48,7 @@ class Answering:
     targets_file: Path | None = None
     student: Path | None = None
     enable_thinking: bool | None = None
+    server: Server | None = None
 
 
 def sample_key(record: Record) -> tuple[str, int]:
@@ -73,7 +75,8 @@ def answer(problems: Sequence[Problem], how: Answering, journal_file: Path, labe
             targets = files.enter_context(SpanFile(how.targets_file, spans))
         requests = [request for key, request in wanted.items() if key not in journal]
         made = 0
-        for completion in _complete(requests, how, tokenizer, label, len(wanted)):
+        log = journal_file.with_name("server.log")
+        for completion in _complete(requests, how, tokenizer, label, len(wanted), log):
             span = None
             if targets is not None and completion.targets is not None:
                 # The laws first: a record on disk never names what is not there.
@@ -95,15 +98,19 @@ def answer(problems: Sequence[Problem], how: Answering, journal_file: Path, labe
 
 
 def _complete(
-    requests: Sequence[Request], how: Answering, tokenizer: ChatTokenizer, label: str, total: int
+    requests: Sequence[Request], how: Answering, tokenizer: ChatTokenizer, label: str, total: int, log: Path
 ) -> Iterator[Completion]:
     """Completions of the requests as they finish, with progress. Raises Stopped after a signal."""
-    from ssd_lite.engines.sampler import SamplerOptions, open_sampler
+    from ssd_lite.engines.sampler import SamplerOptions, ServerOptions, open_sampler
 
     if not requests:
         return
     keep_targets = how.targets_file is not None
-    options = SamplerOptions(how.batch_size, how.threads, tokenizer.end_ids, tokenizer.pad_id, keep_targets)
+    server = None
+    if how.server is not None and how.server.command is not None:
+        context = max(len(request.prompt.ids) for request in requests) + how.settings.max_new_tokens
+        server = ServerOptions(how.server.words, how.server.start_limit_s, context, log)
+    options = SamplerOptions(how.batch_size, how.threads, tokenizer.end_ids, tokenizer.pad_id, keep_targets, server)
     sampler = open_sampler(how.engine, how.weights, options)
     finished = total - len(requests)
     with Progress(total, "samples", label, start=finished) as progress:
@@ -114,11 +121,13 @@ def _complete(
             if stop_requested():
                 raise Stopped(f"{label} stopped after {finished} of {total} samples.")
 
-        for completion in sampler.sample(requests, how.settings, count):
-            yield completion
-            finished += 1
-            progress.advance()
-    sampler.close()
+        try:
+            for completion in sampler.sample(requests, how.settings, count):
+                yield completion
+                finished += 1
+                progress.advance()
+        finally:
+            sampler.close()
 
 
 def _check_records(journal: Journal, wanted: Mapping[tuple[str, int], Request], how: Answering) -> None:
@@ -169,12 +178,12 @@ def _sample(completion: Completion, how: Answering, tokenizer: ChatTokenizer, ta
         completion_ids=completion.ids,
         completion=tokenizer.decode(completion.ids, skip_special=True),
         finish_reason=completion.finish_reason,
-        entropy_nats=round(completion.entropy_nats, 6),
+        entropy_nats=None if completion.entropy_nats is None else round(completion.entropy_nats, 6),
         seed=request.seed,
         settings=how.settings,
         engine=how.engine,
         model_hash=how.model_hash,
-        survivors=round(completion.survivors, 4),
+        survivors=None if completion.survivors is None else round(completion.survivors, 4),
         targets=targets,
         opened_thinking=opens_thinking(request.prompt.text),
     )

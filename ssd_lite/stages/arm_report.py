@@ -52,7 +52,7 @@ def arm_numbers(
         "words": len(words),
         "samples": len(samples),
         "lengths": [len(s.completion_ids) for s in samples],
-        "entropies": [s.entropy_nats for s in samples],
+        "entropies": [s.entropy_nats for s in samples if s.entropy_nats is not None],
         "per_problem": rows,
     }
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 from ssd_lite.atomic import write_json, write_text
 from ssd_lite.errors import UserError
@@ -31,7 +31,7 @@ def diagnose_model(recipe: Recipe, out: Path, limit: int | None = None) -> dict[
     chosen = load_problems(recipe.problems.train, role="train")
     problems = take(chosen.problems, MOST_SAMPLES if limit is None else limit, recipe.sample.seed)
     source = resolve_model(recipe.model.name, recipe.model.revision)
-    engine = choose_engine(recipe.sample.engine)
+    engine = choose_engine(_reading_engine(recipe))
     base = model_weights(source, engine, recipe.model.gguf_type, recipe.threads)
     how = _answering(recipe, base)
     answer(problems, how, out / "samples.jsonl", "sample")
@@ -52,7 +52,7 @@ def diagnose_run(run: RunFolder, limit: int | None = None) -> dict[str, Any]:
 
     run.require("sample")
     recipe = run.recipe
-    engine = choose_engine(recipe.sample.engine)
+    engine = choose_engine(_reading_engine(recipe))
     base = base_weights(run, engine)
     drawn = in_drawn_order(read_samples(run.samples), recipe.sample.seed)
     samples = drawn[: MOST_SAMPLES if limit is None else limit]
@@ -76,6 +76,11 @@ def diagnose_run(run: RunFolder, limit: int | None = None) -> dict[str, Any]:
         note,
     )
     return _write(task, figures(task), run.path)
+
+
+def _reading_engine(recipe: Recipe) -> Literal["auto", "hf", "llama_cpp"]:
+    """The engine that reads laws, which a server does not tell in full."""
+    return "auto" if recipe.sample.engine == "server" else recipe.sample.engine
 
 
 def _answering(recipe: Recipe, model: Weights) -> Answering:

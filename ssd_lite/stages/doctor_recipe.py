@@ -17,7 +17,7 @@ from ssd_lite.stages import plan
 from ssd_lite.stages.doctor_cards import Cards
 from ssd_lite.stages.doctor_finding import Finding, gib, needed
 from ssd_lite.stages.doctor_machine import read_quota
-from ssd_lite.stages.recipe_needs import Need, needs
+from ssd_lite.stages.recipe_needs import Need, needs, server_program
 
 
 def with_needs(findings: Iterable[Finding], recipe: Recipe, has_card: bool) -> list[Finding]:
@@ -25,7 +25,18 @@ def with_needs(findings: Iterable[Finding], recipe: Recipe, has_card: bool) -> l
     wanted = {need.name: need for need in needs(recipe, has_card)}
     found = [needed(one, wanted[one.name].key) if one.name in wanted else one for one in findings]
     named = {one.name for one in found}
-    return found + [_installed(need) for need in wanted.values() if need.name not in named]
+    others = [_installed(need) for need in wanted.values() if need.name not in named]
+    return [*found, *others, *_server(recipe)]
+
+
+def _server(recipe: Recipe) -> list[Finding]:
+    program = server_program(recipe)
+    if program is None:
+        return []
+    path = shutil.which(program)
+    if path is None:
+        return [Finding("server", "fail", f"there is no program {program!r}", "pip install vllm  # docs/server.md")]
+    return [Finding("server", "ok", f"{path} is there; whether it starts was not tried")]
 
 
 def _installed(need: Need) -> Finding:

@@ -123,6 +123,7 @@ def arm_answering(recipe: Recipe, model: Weights, decoding: Decoding) -> Answeri
         threads=recipe.threads,
         gguf_type=model.gguf_type,
         enable_thinking=recipe.model.enable_thinking,
+        server=recipe.server,
     )
 
 
@@ -139,7 +140,9 @@ def evaluate_model(recipe: Recipe, out: Path) -> dict[str, Any]:
     chosen = load_problems(recipe.problems.evaluate, role="evaluate")
     problems = take(chosen.problems, recipe.problems.evaluate_limit, settings.seed)
     source = resolve_model(recipe.model.name, recipe.model.revision)
-    model = model_weights(source, choose_engine(settings.engine), recipe.model.gguf_type, recipe.threads)
+    engine = choose_engine(settings.engine)
+    gguf = engine == "server" and recipe.server.serves_gguf
+    model = model_weights(source, engine, recipe.model.gguf_type, recipe.threads, gguf=gguf)
     with open_grader(settings.sandbox, problems) as grader:
         golden = check_golden(grader, problems)
         arm = Arm(ArmFolder(out), problems, arm_answering(recipe, model, settings.base), settings.k, settings.block)

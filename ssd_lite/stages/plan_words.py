@@ -148,9 +148,11 @@ def _fitting(answered: Answered) -> list[str]:
         lines.append(f"There is room for larger batches, which take less time: {_settings(answered.room)}")
     decoding = sum(plan.stages[stage].seconds[1] for stage in ("sample", "evaluate"))
     if plan.seconds[1] > LONG_S and decoding > MOST * plan.seconds[1]:
+        engines = (plan.recipe.sample.engine, plan.recipe.evaluate.engine)
+        served = "" if "server" in engines or not plan.machine.on_card else ", or engine server (docs/server.md)"
         lines.append(
             "Most of the time goes into sampling: a problems.train_limit, a smaller evaluate.n, lower caps or larger "
-            "batches shorten it."
+            f"batches shorten it{served}."
         )
     return lines
 

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import importlib.util
+import shlex
+import shutil
 from dataclasses import dataclass
 
 from ssd_lite.engines.devices import has_cuda
-from ssd_lite.errors import MissingLibraryError
+from ssd_lite.errors import MissingLibraryError, UserError
 from ssd_lite.recipe import Recipe
 
 _PACKAGED_MODEL = "smollm2-135m-instruct"
@@ -80,6 +82,8 @@ def _for_gguf(recipe: Recipe, has_card: bool) -> dict[str, str]:
         found["gguf"] = "export.types"
         if recipe.export.check:
             found["llama.cpp"] = "export.check"
+    if server_program(recipe) is not None and recipe.server.serves_gguf:
+        found["gguf"] = "server.command"
     for key, engine in (("sample.engine", recipe.sample.engine), ("evaluate.engine", recipe.evaluate.engine)):
         if engine == "llama_cpp" or (engine == "auto" and not has_card):
             found["llama.cpp"] = f"{key}: {engine}"
@@ -114,6 +118,24 @@ def check_libraries(recipe: Recipe) -> None:
     for need in lacking:
         wanted_for = f"the recipe {recipe.name!r} ({need.key})"
         raise MissingLibraryError(str(need.missing), needed_for=wanted_for, extra=need.extra)
+
+
+def server_program(recipe: Recipe) -> str | None:
+    """The program of server.command, where an engine of the recipe is server."""
+    if "server" not in (recipe.sample.engine, recipe.evaluate.engine) or recipe.server.command is None:
+        return None
+    return shlex.split(recipe.server.command)[0]
+
+
+def check_server(recipe: Recipe) -> None:
+    """Raise UserError where the program that a stage would start is not there."""
+    program = server_program(recipe)
+    if program is not None and shutil.which(program) is None:
+        raise UserError(
+            f"there is no program {program!r} here.",
+            where="server.command",
+            next_step="Install it (docs/server.md), write its whole path, or take engine auto.",
+        )
 
 
 def runs_programs(recipe: Recipe) -> bool:

@@ -152,22 +152,23 @@ def spread(findings: Findings) -> str:
     entropies = {arm: findings.arms[arm]["entropies"] for arm in ARMS}
     caps = sorted({findings.arms[arm]["settings"]["max_new_tokens"] for arm in ARMS})
     cap = " and ".join(f"{tokens:,}" for tokens in caps) + " tokens"
-    mean = {arm: sum(values) / max(1, len(values)) for arm, values in entropies.items()}
-    return section(
-        "Length and entropy",
-        _LEGEND,
-        '<div class="plots">',
+    plots = [
         figure(
             svg_plots.histogram(lengths, "Length of the completions, base and tuned", "tokens in a completion"),
             f"Length of the evaluated completions. Those cut off stand at {cap}.",
-        ),
-        figure(
-            svg_plots.histogram(entropies, "Mean entropy of the completions, base and tuned", "mean entropy in nats"),
+        )
+    ]
+    if all(entropies.values()):  # a server does not tell the laws it draws from
+        mean = {arm: sum(values) / len(values) for arm, values in entropies.items()}
+        drawing = svg_plots.histogram(
+            entropies, "Mean entropy of the completions, base and tuned", "mean entropy in nats"
+        )
+        caption = (
             f"Mean entropy of the laws that tokens were drawn from, after truncation: base {mean['base']:.3f}, "
-            f"tuned {mean['tuned']:.3f} on average.",
-        ),
-        "</div>",
-    )
+            f"tuned {mean['tuned']:.3f} on average."
+        )
+        plots.append(figure(drawing, caption))
+    return section("Length and entropy", _LEGEND, '<div class="plots">', *plots, "</div>")
 
 
 def pairs(findings: Findings) -> str:

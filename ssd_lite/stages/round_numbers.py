@@ -30,6 +30,7 @@ def numbers(name: str, report: Mapping[str, Any], samples: Sequence[Sample], see
         "distinct_3": {name: distinct(found, 3) for name, found in texts.items()},
         "self_bleu": {name: self_bleu(found) for name, found in texts.items()},
     }
+    entropies = [sample.entropy_nats for sample in samples if sample.entropy_nats is not None]
     counted = [sample.survivors for sample in samples if sample.survivors is not None]
     return {
         "round": name,
@@ -37,7 +38,7 @@ def numbers(name: str, report: Mapping[str, Any], samples: Sequence[Sample], see
         "rates": {k: pass_rates(report["per_problem"], int(k)) for k in report["pass_at_k"]},
         **{key: _mean_interval(values, seed) for key, values in per_problem.items()},
         "per_problem": per_problem,
-        "entropy": sum(sample.entropy_nats for sample in samples) / len(samples),
+        "entropy": sum(entropies) / len(entropies) if entropies else None,
         "survivors": sum(counted) / len(counted) if counted else None,
         **{key: report[key] for key in ("mean_tokens", "no_code_rate", "cap_rate")},
     }

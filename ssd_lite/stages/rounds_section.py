@@ -68,9 +68,11 @@ def _plots(rounds: Sequence[Mapping[str, Any]]) -> list[str]:
     for key, (name, reading) in _DIVERSITY.items():
         points = [_point(one["round"], one[key], 1) for one in rounds if one[key] is not None]
         drawings.append(_figure(points, name, name, f"{name} {_INTERVAL}; {reading}"))
-    laws = [svg_plots.Point(one["round"], *[one["entropy"]] * 3) for one in rounds]
-    caption = "Mean entropy of the laws that the tokens were drawn from; lower is more certain"
-    return [*drawings, _figure(laws, "entropy", "entropy in nats", caption)]
+    laws = [svg_plots.Point(one["round"], *[one["entropy"]] * 3) for one in rounds if one["entropy"] is not None]
+    if laws:
+        caption = "Mean entropy of the laws that the tokens were drawn from; lower is more certain"
+        drawings.append(_figure(laws, "entropy", "entropy in nats", caption))
+    return drawings
 
 
 def _figure(points: Sequence[svg_plots.Point], name: str, y_label: str, caption: str) -> str:
@@ -90,9 +92,13 @@ def _rows(rounds: Sequence[Mapping[str, Any]]) -> list[list[str]]:
 def _row(one: Mapping[str, Any]) -> list[str]:
     passes = [f"{percent(found['mean'])} {bounds(found)}" for found in one["pass_at_k"].values()]
     diversity = [_interval(one[key]) for key in ("distinct_1", "distinct_2", "distinct_3", "self_bleu")]
-    laws = [f"{one['entropy']:.3f}", "–" if one["survivors"] is None else f"{one['survivors']:.2f}"]
+    laws = [_known(one["entropy"], 3), _known(one["survivors"], 2)]
     rates = [f"{one['mean_tokens']:.0f}", percent(one["no_code_rate"]), percent(one["cap_rate"])]
     return [one["round"], *passes, *diversity, *laws, *rates]
+
+
+def _known(value: float | None, digits: int) -> str:
+    return "–" if value is None else f"{value:.{digits}f}"
 
 
 def _interval(found: Mapping[str, float] | None) -> str:

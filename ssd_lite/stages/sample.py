@@ -59,7 +59,8 @@ def _answering(run: RunFolder) -> Answering:
     if teacher is None:
         model = base_weights(run, engine)
     else:
-        model = model_weights(teacher, engine, recipe.model.gguf_type, recipe.threads)
+        gguf = engine == "server" and recipe.server.serves_gguf
+        model = model_weights(teacher, engine, recipe.model.gguf_type, recipe.threads, gguf=gguf)
     return Answering(
         engine=engine,
         folder=model.folder,
@@ -74,6 +75,7 @@ def _answering(run: RunFolder) -> Answering:
         targets_file=run.targets if recipe.sample.keeps_targets else None,
         student=hf_folder(base_model(run)) if teacher else None,
         enable_thinking=recipe.model.enable_thinking,
+        server=recipe.server,
     )
 
 
