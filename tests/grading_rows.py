@@ -10,6 +10,7 @@ from typing import Any
 
 from ssd_lite.grading.grader import Grader, Submission
 from ssd_lite.problem_tests import FunctionalTest, StdinTest
+from ssd_lite.problems.jsonl import read_problem
 from ssd_lite.records import Problem
 
 SHARED = Path(__file__).resolve().parents[2] / "shared" / "data" / "adversarial.jsonl"
@@ -22,6 +23,9 @@ def rows(path: Path) -> list[dict[str, Any]]:
 
 def problem(row: dict[str, Any]) -> Problem:
     tests = row["tests"]
+    if "kind" in tests:  # the tests as a problem file has them
+        keys = ("id", "tests", "golden", "limits")
+        return read_problem({"prompt": "-", **{key: row[key] for key in keys if key in row}}, row["id"])
     if row["kind"] == "stdin":
         return Problem(row["id"], (), StdinTest(tuple((case["input"], case["output"]) for case in tests)))
     cases = tuple((arguments, expected) for arguments, expected in tests["cases"])

@@ -144,3 +144,8 @@ def test_a_set_of_programs_and_answers_is_graded_in_one_go() -> None:
             for grade in grader.grade([right, *(submission(QUESTION, i, t, block="last") for i, t in enumerate("72"))])
         }
     assert grades == {("p", 0): "pass", ("q", 0): "wrong_answer", ("q", 1): "wrong_answer"}
+
+
+def test_a_long_tail_behind_a_number_is_read_once() -> None:
+    """Tried from each of its signs again, this would not end for minutes."""
+    assert judge("#### 5 a" + "_" * 40_000 + "?", "5")[0] in ("pass", "wrong_answer", "no_answer")

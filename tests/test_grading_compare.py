@@ -89,6 +89,30 @@ def test_strict_tells_tuples_from_lists():
     assert same(plain.encode((1, [2])), (1, [2]), strict=True)
 
 
+@pytest.mark.parametrize(
+    "tree", [{"l": 5}, {"d": [[]]}, {"d": [[1]]}, {"x": 1}, {"t": 3}, {"s": {}}, {"d": [[{"d": [[]]}, 1]]}, {}]
+)
+@pytest.mark.parametrize("expected", [[1, 2], {"a": 1}, {1, 2}, 3, "x", (1,), frozenset({1})])
+def test_trees_that_no_encoder_wrote_equal_nothing(tree, expected):
+    assert not same(tree, expected)
+
+
+def test_keys_that_collide_are_not_built():
+    """200,000 whole numbers that hash alike: with one set of them this test would not end for minutes."""
+    many = [(2**61 - 1) * number for number in range(1, 200_000)]
+    assert not same({"d": [[{"f": [{"i": hex(one)} for one in many]}, 1]]}, {"a": 1})
+    assert not same({"s": [{"t": many}]}, {(1, 2)})
+    assert same(plain.encode({(1, frozenset({2})): 3}), {(1, frozenset({2})): 3})
+    assert same(plain.encode({2**100}), {float(2**100)})
+
+
+@pytest.mark.parametrize("word", ["1" * 40_000 + "x", "01" * 20_000 + "B", "9" * 40_000 + "e"])
+def test_a_long_word_that_is_no_number_is_read_once(word):
+    """Read again from each of its digits, this would not end for minutes."""
+    assert not same_output(word.encode(), "3.0")
+    assert not same_output(b"3.0", word)
+
+
 def test_tolerance_is_for_floats_alone():
     assert same(plain.encode([0.1 + 0.2]), [0.3], tolerance=1e-6)
     assert not same(plain.encode([0.1 + 0.2]), [0.3])

@@ -24,6 +24,7 @@ from ssd_lite.records import Limits, Problem
 needs_bubblewrap = pytest.mark.skipif(shutil.which("bwrap") is None, reason="bubblewrap is not installed")
 needs_shared = pytest.mark.skipif(not grading_rows.SHARED.is_file(), reason="the shared data folder is absent")
 MORE = Path(__file__).parent / "data" / "hostile_programs.jsonl"
+SECOND = Path(__file__).parent / "data" / "hostile_programs_second.jsonl"
 CALLS = Problem("calls", (), FunctionalTest("add", (([1, 2], 3), ([5, 7], 12))))
 SCRIPT = Problem("script", (), StdinTest((("1 2\n", "3\n"),)))
 
@@ -44,6 +45,62 @@ def in_outer_namespace(rows: Path, tier: str) -> list[str]:
 @needs_bubblewrap
 def test_more_hostile_programs_in_bubblewrap():
     assert grading_rows.wrong(grading_rows.rows(MORE), "bubblewrap") == []
+
+
+# Once each crashed or stalled the grader, passed wrongly, or failed a right program.
+MENDED = """
+crash-l-tag crash-pair crash-key-pair weak-e0 replay-deep-972 regex-digits regex-honest collide-what collide-key
+tick-flood mem-what replay-nested-o replay-deep-o exit-huge script-noassert argv fileinput argparse stdout-obj tee
+fdopen-noclose open1-noclose old-stdout stdout-queue buffer-kept bufwriter del-print prelude-dt inotify flock fsflags
+"""
+
+
+@needs_bubblewrap
+def test_what_the_second_set_found():
+    wanted = {f"second-{name}" for name in MENDED.split()}
+    found = [row for row in grading_rows.rows(SECOND) if row["id"] in wanted]
+    assert len(found) == len(wanted)
+    assert grading_rows.wrong(found, "bubblewrap") == []
+
+
+@needs_bubblewrap
+@pytest.mark.slow
+@pytest.mark.parametrize("tier", ["bubblewrap", "landlock"])
+def test_the_whole_second_set(tier):
+    """Written against the grader by somebody who had read it: 233 programs, hostile and honest."""
+    assert in_outer_namespace(SECOND, tier) == []
+
+
+_CUT = """
+import os, sys
+from inside import seccomp
+seccomp.set_no_new_privileges()
+seccomp.Filter(seccomp.supervisor_filter(may_truncate=sys.argv[2] == "yes")).install()
+found = []
+for cut in (
+    lambda: os.truncate(sys.argv[1], 0),
+    lambda: os.open(sys.argv[1], os.O_RDONLY | os.O_TRUNC),
+    lambda: os.open(sys.argv[1], os.O_RDWR | os.O_TRUNC | os.O_CREAT),
+):
+    try:
+        cut()
+        found.append(0)
+    except OSError as error:
+        found.append(error.errno)
+open(sys.argv[1]).close()
+print(*found)
+"""
+
+
+@pytest.mark.parametrize(("may", "said", "left"), [("no", "1 1 1", "precious"), ("yes", "0 0 0", "")])
+def test_an_older_landlock_does_not_let_files_be_cut(may, said, left, tmp_path):
+    """Before version 3 (Linux 6.2) Landlock does not stop truncating, so the filter of that tier does."""
+    victim = tmp_path / "victim"
+    victim.write_text("precious")
+    room = str(Path(tiers.__file__).parent)
+    command = [sys.executable, "-c", f"import sys; sys.path.append({room!r})\n{_CUT}", str(victim), may]
+    run = subprocess.run(command, capture_output=True, text=True, cwd="/", env={"PATH": os.environ["PATH"]})
+    assert (run.stdout.strip(), victim.read_text()) == (said, left), run.stderr
 
 
 @needs_bubblewrap

@@ -31,7 +31,7 @@ _NUMBER = re.compile(
 _MARK = re.compile(r"^[ \t]*####[ \t]*(?P<rest>\S[^\n]*)$", re.M)
 _SAID = re.compile(r"\banswer(?:\s+is|\s*[:=])[ \t]*:?", re.I)
 # A line `#### 72 clips` is an answer, the heading `#### 3. Add the totals` is none.
-_AFTER_NUMBER = re.compile(r"[\s%$€£¥*_`.]*|\s*%?(?:\s+[^\W\d]+[.,!*_]*){1,4}\s*")
+_AFTER_NUMBER = re.compile(r"[\s%$€£¥*_`.]*|\s*%?(?:\s+_{0,2}[^\W\d_]+[.,!*_]*){1,4}\s*")
 _FRACTION = re.compile(r"\\[dtc]?frac\s*\{([^{}]{1,400})\}\s*\{([^{}]{1,400})\}")
 _WORDS = re.compile(r"\\(?:text|mathrm|mathbf|textbf|mbox)\s*\{([^{}]*)\}")
 _SPACES = re.compile(r"\\[,;:! ]|\\(?:left|right)(?![a-z])|~")

@@ -13,7 +13,8 @@ from typing import Any
 
 from ssd_lite.grading.inside import plain
 
-_DECIMAL = re.compile(r"[+-]?(?:\d+\.?\d*|\.\d+)(?:[eE][+-]?\d{1,9})?", re.ASCII)
+# Linear in the length of a word that is no number.
+_DECIMAL = re.compile(r"[+-]?(?:\d+(?:\.\d*)?|\.\d+)(?:[eE][+-]?\d{1,9})?", re.ASCII)
 _NUMBERS = (bool, int, float, complex)
 
 
@@ -25,7 +26,7 @@ def same(tree: Any, expected: Any, *, tolerance: float | None = None, strict: bo
     """
     try:
         return _same(tree, expected, tolerance, strict)
-    except (RecursionError, plain.NotPlainError):
+    except (RecursionError, plain.NotPlainError, TypeError, IndexError):
         return False
 
 
@@ -56,6 +57,8 @@ def _open(tree: Any) -> tuple[str, Any]:
     if len(tree) != 1:
         raise plain.NotPlainError("a tagged value has one key")
     ((tag, body),) = tree.items()
+    if tag not in plain.TAGS:
+        raise plain.NotPlainError("an unknown tag")
     if tag in ("t", "s", "f", "d") and type(body) is not list:
         raise plain.NotPlainError("a list was expected")
     return tag, body
@@ -75,10 +78,10 @@ def _same_scalar(value: Any, expected: Any, tolerance: float | None) -> bool:
 
 
 def _same_dict(pairs: list[Any], expected: dict[Any, Any], tolerance: float | None, strict: bool) -> bool:
-    own = {key: key for key in expected}
+    own, most = {key: key for key in expected}, _largest(expected)
     seen = set()
     for pair in pairs:
-        if type(pair) is not list or len(pair) != 2:
+        if type(pair) is not list or len(pair) != 2 or _parts(pair[0], most) > most:
             return False
         key = plain.decode(pair[0])
         if _unhashable(key) or key not in own or not _same(pair[1], expected[key], tolerance, strict):
@@ -88,14 +91,37 @@ def _same_dict(pairs: list[Any], expected: dict[Any, Any], tolerance: float | No
 
 
 def _same_set(items: list[Any], expected: Any) -> bool:
-    own = {item: item for item in expected}
+    own, most = {item: item for item in expected}, _largest(expected)
     seen = set()
     for tree in items:
+        if _parts(tree, most) > most:
+            return False
         item = plain.decode(tree)
         if _unhashable(item) or item not in own:
             return False
         seen.add(own[item])
     return len(seen) == len(expected)
+
+
+def _largest(expected: Any) -> int:
+    """Parts of the largest key that is expected."""
+    return max((_parts(plain.encode(key)) for key in expected), default=0)
+
+
+def _parts(tree: Any, most: int = plain.MAX_NODES) -> int:
+    """How many values a tree holds, counted up to one more than `most`: a key with more than any expected equals none,
+
+    and building a set of a program's colliding values could take for ever.
+    """
+    count, waiting = 0, [tree]
+    while waiting and count <= most:
+        one = waiting.pop()
+        count += 1
+        if type(one) is dict:
+            waiting += [part for tag, body in one.items() if tag in ("t", "s", "f", "d") for part in body]
+        elif type(one) is list:
+            waiting += one
+    return count
 
 
 def _unhashable(value: Any) -> bool:
@@ -135,7 +161,7 @@ def _same_line(ours: str, theirs: str) -> bool:
 def _same_word(ours: str, theirs: str) -> bool:
     if ours == theirs:
         return True
-    if not (_DECIMAL.fullmatch(ours) and _DECIMAL.fullmatch(theirs)):
+    if not (_DECIMAL.fullmatch(theirs) and _DECIMAL.fullmatch(ours)):
         return False
     try:
         return Decimal(ours) == Decimal(theirs)

@@ -29,6 +29,7 @@ FRUITLESS_STARTS = 3
 class _Task:
     """A submission under way: its generator, the job it waits for, and how often its sandbox was lost."""
 
+    submission: Submission
     steps: Generator[Job, Outcome, Grade]
     job: Job | None = None
     losses: int = 0
@@ -127,7 +128,7 @@ class Grader:
                 for worker in self._idle():
                     task = None
                     while task is None and (new := queue.ready(self._busy())) is not None:
-                        task = new if isinstance(new, _Task) else _Task(self._steps(new))
+                        task = new if isinstance(new, _Task) else _Task(new, self._steps(new))
                         if task.job is None:
                             grade = self._advance(task, None)
                             if grade is not None:
@@ -159,11 +160,20 @@ class Grader:
 
     @staticmethod
     def _advance(task: _Task, outcome: Outcome | None) -> Grade | None:
-        """Let a task take an outcome; its next job is then `task.job`. Returns the grade at its end."""
+        """Let a task take an outcome; its next job is then `task.job`. Returns the grade at its end.
+
+        What a program left behind must not end the grading of the others, whatever we did not foresee in it.
+        """
         try:
             task.job = task.steps.send(outcome) if outcome is not None else next(task.steps)
         except StopIteration as end:
             return end.value  # type: ignore[no-any-return]
+        except UserError:
+            raise
+        except Exception as error:
+            one = task.submission
+            words = f"the grader could not read what it left: {type(error).__name__}: {error}"
+            return Grade(one.problem.id, one.index, "error", words[:300], 0.0)
         return None
 
     def _idle(self) -> Sequence[_Worker]:

@@ -13,7 +13,7 @@ from typing import Any
 
 from ssd_lite.errors import UserError
 from ssd_lite.grading import verdicts
-from ssd_lite.grading.inside import plain
+from ssd_lite.grading.inside import plain, program
 from ssd_lite.grading.plain_asserts import plain_asserts
 from ssd_lite.grading.sandbox import Job, Outcome
 from ssd_lite.problem_tests import AnswerTest, FunctionalTest, ScriptTest, StdinTest
@@ -83,7 +83,14 @@ class AnswerPlan:
     answer: str
 
 
-Plan = CallsPlan | StdinPlan | ReplayPlan | WeakPlan | AnswerPlan
+@dataclass(frozen=True)
+class NoPlan:
+    """A test that no program could fail: `why` is the detail of its grades, which are errors."""
+
+    why: str
+
+
+Plan = NoPlan | CallsPlan | StdinPlan | ReplayPlan | WeakPlan | AnswerPlan
 Planning = Generator[Job, Outcome, Plan]
 
 
@@ -147,7 +154,7 @@ def calls_plan(request: bytes, arguments: list[Any], expected: list[Any], limits
 
 
 def _size(value: Any) -> int:
-    return len(json.dumps(plain.encode(value))) if isinstance(value, list | tuple | dict | set | str) else 8
+    return len(json.dumps(plain.encode(value))) if isinstance(value, list | tuple | dict | set | str) else 24
 
 
 def answers(outcome: Outcome, job: Job) -> tuple[list[list[Any]], verdicts.Finding | None]:
@@ -156,11 +163,12 @@ def answers(outcome: Outcome, job: Job) -> tuple[list[list[Any]], verdicts.Findi
     if finding is not None:
         return [], finding
     found: list[list[Any]] = []
-    for number, frame in enumerate(verdicts.frames(outcome.results)):
+    longest = program.WIDEST * int(job.limits.output_mib * (1 << 20)) + 100
+    for number, frame in enumerate(verdicts.frames(outcome.results, job.cases, longest)):
         if frame[0] == "o":
             return [], verdicts.too_large(job.limits)
         if frame[0] == "?" or frame[1] not in (number, -1) or number >= job.cases:
-            return [], verdicts.fault(outcome, job) or ("error", "the program wrote into the results")
+            return [], verdicts.fault(outcome, job) or ("error", verdicts.MEDDLED)
         if frame[0] == "e":
             if frame[1] == -1:
                 return [], verdicts.exception_finding(frame, "while loading")
@@ -172,6 +180,8 @@ def answers(outcome: Outcome, job: Job) -> tuple[list[list[Any]], verdicts.Findi
 def _script(problem: Problem, test: ScriptTest, before: list[str], limits: Limits) -> Planning:
     setup = [test.setup] if test.setup.strip() else []
     before = [*before, *setup]
+    if not any(word in test.code for word in ("assert", "raise")):
+        return NoPlan("the problem's test asserts nothing")
     entry = test.entry_point
     request = _request("calls", before=before, prelude=False, entry=entry)
     cases = plain_asserts(test.code, entry) if entry and not setup else None

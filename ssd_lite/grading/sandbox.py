@@ -20,9 +20,8 @@ import shutil
 import socket
 import subprocess
 import time
-from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Any, Literal, Protocol
 
 from ssd_lite.grading.confinement import INSIDE, bubblewrap_command, interpreter, landlock_paths
 from ssd_lite.grading.inside import supervisor
@@ -42,16 +41,24 @@ class SandboxError(RuntimeError):
     """The sandbox did not start, or is gone."""
 
 
+class Watcher(Protocol):
+    """Reads what a running child has written behind `offset`, which it moves on; True ends the child."""
+
+    offset: int
+
+    def __call__(self, results: bytes) -> bool: ...
+
+
 @dataclass(frozen=True)
 class Job:
-    """One child to run. `body` is the request's JSON; `stop_early` reads the results so far and may end the child."""
+    """One child to run. `body` is the request's JSON; `stop_early` reads new results and may end the child."""
 
     body: bytes
     limits: Limits
     cases: int = 1
     stdin: bytes = b""
     alone: bool = False
-    stop_early: Callable[[bytes], bool] | None = None
+    stop_early: Watcher | None = None
 
 
 @dataclass(frozen=True)
@@ -163,7 +170,8 @@ class Sandbox:
         if message[:1] == b"h":
             self.facts = json.loads(message[1:])
         elif message[:1] == b"t" and job is not None and job.stop_early is not None:
-            if job.stop_early(self._read("results", 4 * int(job.limits.output_mib * (1 << 20)))):
+            most = 4 * int(job.limits.output_mib * (1 << 20))
+            if job.stop_early(self._read("results", most, job.stop_early.offset)):
                 with contextlib.suppress(OSError):
                     self.control.send(b"k")
         elif message[:1] == b"s" and job is not None and len(message) == supervisor.STATUS.size:
@@ -184,9 +192,9 @@ class Sandbox:
             status, cpu_s, why, self._read("results", 4 * limit), self._read("stdout", limit), written, dirty
         )
 
-    def _read(self, name: str, limit: int) -> bytes:
-        size = min(os.fstat(self._files[name]).st_size, limit)
-        return os.pread(self._files[name], size, 0) if size else b""
+    def _read(self, name: str, limit: int, offset: int = 0) -> bytes:
+        size = min(os.fstat(self._files[name]).st_size, limit) - offset
+        return os.pread(self._files[name], size, offset) if size > 0 else b""
 
     def wait_ready(self) -> None:
         """Wait for the hello message. Raises SandboxError with what the sandbox said instead."""

@@ -18,6 +18,7 @@ from ssd_lite.grading.inside import plain
 from ssd_lite.grading.plans import (
     AnswerPlan,
     CallsPlan,
+    NoPlan,
     Plan,
     ReplayPlan,
     StdinPlan,
@@ -32,6 +33,7 @@ from ssd_lite.grading.sandbox import Job, Outcome
 from ssd_lite.records import Grade, Limits, Problem
 
 WEAK = "weak check"
+SHORT = 2000  # characters of JSON
 PASS: verdicts.Finding = ("pass", "")
 
 
@@ -65,8 +67,11 @@ def grade_steps(plan: Plan, submission: Submission) -> Generator[Job, Outcome, G
     """Yield the jobs of a submission, take their outcomes, return its grade."""
     watch = Stopwatch()
     program = submission.program
+    finding: verdicts.Finding
     if isinstance(plan, AnswerPlan):
-        finding: verdicts.Finding = judge(program or "", plan.answer)
+        finding = judge(program or "", plan.answer)
+    elif isinstance(plan, NoPlan):
+        finding = ("error", plan.why)
     elif program is None:
         finding = ("no_code", "the completion holds no fenced block")
     else:
@@ -85,7 +90,7 @@ def grade_steps(plan: Plan, submission: Submission) -> Generator[Job, Outcome, G
 
 def _calls(plan: CallsPlan, program: str, watch: Stopwatch) -> Finding:
     for first, last in plan.batches():
-        job = dataclasses.replace(plan.job(program, first, last), stop_early=_Mismatch(plan, first))
+        job = dataclasses.replace(plan.job(program, first, last), stop_early=_Mismatch(plan, first, last))
         outcome = yield from watch.run(job)
         finding = _judge_calls(plan, first, job, outcome)
         if finding is not PASS:
@@ -107,36 +112,44 @@ def _judge_calls(plan: CallsPlan, first: int, job: Job, outcome: Outcome) -> ver
 
 
 class _Mismatch:
-    """Reads the results of a running child from where it stopped.
+    """Reads the results of a running child from `offset`, where it stopped.
 
-    True once a value is wrong or the results are broken.
+    True once a value is wrong, the results are broken, or more comes than was asked for.
     """
 
-    def __init__(self, plan: CallsPlan, first: int) -> None:
-        self._plan, self._next, self._offset = plan, first, 0
+    def __init__(self, plan: CallsPlan, first: int, last: int) -> None:
+        self._plan, self._next, self._last, self.offset = plan, first, last, 0
+        self._ended = False
 
     def __call__(self, results: bytes) -> bool:
         end = results.rfind(b"\n") + 1
-        for frame in verdicts.frames(results[self._offset : end]):
-            if frame[0] != "v" or len(frame) != 3 or self._next >= len(self._plan.expected):
-                return bool(frame[0] == "?")
+        if not end:
+            return False
+        self.offset += end
+        for frame in verdicts.frames(results[:end], self._last - self._next + 1):
+            if frame[0] == "?" or self._ended or self._next >= self._last:
+                return True
+            if frame[0] != "v":
+                self._ended = True  # an exception, or a value too large: the child ends by itself
+                continue
             expected = self._plan.expected[self._next]
             if not same(frame[2], expected, tolerance=self._plan.tolerance, strict=self._plan.strict):
                 return True
             self._next += 1
-        self._offset = max(self._offset, end)
         return False
 
 
 def _what(tree: object) -> str:
     """A short text of a wrong value."""
     if isinstance(tree, dict) and "o" in tree:
-        return f"an object of type {str(tree['o'])[:60]} is not plain data"
+        return f"an object of type {verdicts.word(tree['o'], 60)} is not plain data"
+    text = json.dumps(tree)
     try:
-        text = repr(plain.decode(tree))
+        # Only a short one is built: a set of many colliding values would take for ever.
+        text = repr(plain.decode(tree)) if len(text) < SHORT else text
     except (ValueError, RecursionError):
         return "another value"
-    return f"got {text[:80]}" + ("…" if len(text) > 80 else "")
+    return f"got {verdicts.word(text, 80)}" + ("…" if len(text) > 80 else "")
 
 
 def _stdin(plan: StdinPlan, program: str, watch: Stopwatch) -> Finding:

@@ -4,14 +4,22 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import signal
 from typing import Any
 
-from ssd_lite.grading.inside import supervisor
+from ssd_lite.grading.inside import plain, supervisor
 from ssd_lite.grading.sandbox import Job, Outcome
 from ssd_lite.records import Limits, Verdict
 
 Finding = tuple[Verdict, str]
+# Parts of a frame: ["v", index, tree], ["e", index, type, text], ["o", index].
+_LENGTHS = {"v": 3, "e": 4, "o": 2}
+# A value of the deepest kind has two brackets a level, in a frame.
+_DEEPEST = 2 * plain.MAX_DEPTH + 8
+_TEXT = re.compile(rb'"(?:[^"\\]|\\.)*"')
+_NO_BRACKETS = bytes(set(range(256)) - set(b"[]{}"))
+MEDDLED = "the program wrote into the results"
 LOST = "the program brought its sandbox down, twice"
 _SIGNALS: dict[int, Finding] = {
     signal.SIGSYS: ("violation", "used a forbidden system call"),
@@ -37,6 +45,8 @@ def fault(outcome: Outcome, job: Job) -> Finding | None:
         return "timeout", f"used more than {limits.cpu_s:g} s of CPU time"
     if outcome.why == supervisor.KILLED_FOR_WALL:
         return "timeout", f"took more than {limits.wall_s:g} s of wall time"
+    if outcome.why == supervisor.KILLED_BY_ORDER:
+        return "error", MEDDLED
     if os.WIFSIGNALED(outcome.status):
         return _by_signal(os.WTERMSIG(outcome.status), outcome.cpu_s, job)
     if outcome.output_bytes > limits.output_mib * (1 << 20):
@@ -67,27 +77,47 @@ def busy_machine(outcome: Outcome) -> bool:
     return outcome.why == supervisor.KILLED_FOR_WALL and outcome.cpu_s > 0.05
 
 
-def frames(results: bytes) -> list[Any]:
-    """The frames of a results file: one JSON list a line. A torn or foreign line ends the list with `["?"]`."""
+def frames(results: bytes, most: int = 1 << 20, longest: int = 64 << 20) -> list[Any]:
+    """The frames of a results file: one JSON list a line, `most` of them and each up to `longest` bytes.
+
+    A torn, foreign or longer line, one nested deeper than any value, and one line too many end the list with `["?"]`.
+    """
     found: list[Any] = []
-    lines = results.split(b"\n")
+    lines = results.split(b"\n", most + 1)
     for number, line in enumerate(lines):
         if not line and number == len(lines) - 1:
             return found
-        try:
-            frame = json.loads(line)
-        except (ValueError, RecursionError):
-            frame = None
-        if type(frame) is not list or len(frame) < 2 or frame[0] not in ("v", "e", "o") or type(frame[1]) is not int:
-            found.append(["?"])
-            return found
+        frame = _frame(line) if number < most and len(line) <= longest else None
+        if frame is None:
+            break
         found.append(frame)
     return [*found, ["?"]]
 
 
+def _frame(line: bytes) -> list[Any] | None:
+    if line.count(b"[") + line.count(b"{") > _DEEPEST and _depth(line) > _DEEPEST:
+        return None
+    try:
+        frame = json.loads(line)
+    except (ValueError, RecursionError):
+        return None
+    if type(frame) is not list or len(frame) < 2 or type(frame[1]) is not int:
+        return None
+    return frame if type(frame[0]) is str and len(frame) == _LENGTHS.get(frame[0]) else None
+
+
+def _depth(line: bytes) -> int:
+    """How deep the brackets of a line of JSON go, those in texts left out."""
+    deepest = depth = 0
+    for byte in _TEXT.sub(b"", line).translate(None, _NO_BRACKETS):
+        depth += 1 if byte in b"[{" else -1
+        deepest = max(deepest, depth)
+    return deepest
+
+
 def exception_finding(frame: list[Any], where: str) -> Finding:
     """The finding of an `["e", index, type, text]` frame."""
-    name, text = (_word(part) for part in (*frame[2:4], "", "")[:2])
+    name, text = (word(part) for part in (*frame[2:4], "", "")[:2])
     verdict: Verdict = "memory" if name == "MemoryError" else "error"
     return verdict, f"{where}: {name}{': ' if text else ''}{text}"
 
@@ -96,6 +126,7 @@ def too_large(limits: Limits) -> Finding:
     return "output_limit", f"a value larger than {limits.output_mib:g} MiB"
 
 
-def _word(part: Any) -> str:
-    text = part if type(part) is str else "?"
-    return " ".join(text.encode("utf-8", "replace").decode().split())[:120]
+def word(part: Any, most: int = 120) -> str:
+    """A program's text in one line of what can be printed; no terminal obeys it."""
+    text = part[: 4 * most] if type(part) is str else "?"
+    return " ".join("".join(c if c.isprintable() else " " for c in text).split())[:most]

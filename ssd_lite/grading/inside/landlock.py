@@ -15,6 +15,8 @@ _CREATE, _ADD_RULE, _RESTRICT = 444, 445, 446
 _WRITE_FILE, _READ_FILE, _READ_DIR = 2, 4, 8
 _ACCESS_BY_ABI = {1: (1 << 13) - 1, 2: (1 << 14) - 1, 3: (1 << 15) - 1, 4: (1 << 15) - 1}
 _ALL_ACCESS = (1 << 16) - 1
+STOPS_TRUNCATION = 3
+"""The version from which on Landlock stops truncating a file (Linux 6.2); before it the system-call filter does."""
 _NET = 3
 _SCOPES = 3
 _PR_CAPBSET_DROP, _PR_CAP_AMBIENT, _AMBIENT_CLEAR_ALL = 24, 47, 4

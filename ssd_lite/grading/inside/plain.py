@@ -15,6 +15,7 @@ from typing import Any
 MAX_DEPTH = 200
 MAX_NODES = 4_000_000
 _SMALL = 1 << 63
+TAGS = frozenset("tsfdibco")
 _FLAT = frozenset({str, bool, type(None), float})
 _INTS = frozenset({int, bool})
 _STANDARD = frozenset({collections.Counter, collections.defaultdict, collections.OrderedDict})
@@ -130,7 +131,7 @@ def _tagged(tag: str, body: Any, depth: int) -> Any:
         case "f":
             return frozenset(decode(_list(body), depth))
         case "d":
-            return {decode(pair[0], depth): decode(pair[1], depth) for pair in map(_list, _list(body))}
+            return {decode(key, depth): decode(value, depth) for key, value in map(_list, _list(body))}
         case "i":
             return int(body, 16)
         case "b":

@@ -24,5 +24,4 @@ def names() -> dict[str, Any]:
         public = getattr(module, "__all__", None) or [key for key in vars(module) if not key.startswith("_")]
         scope.update({key: getattr(module, key) for key in public})
     scope.update({name: importlib.import_module(name) for name in PLAIN_MODULES if name not in ("os", "builtins")})
-    scope["datetime"] = importlib.import_module("datetime").datetime
     return scope

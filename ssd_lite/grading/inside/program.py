@@ -9,16 +9,18 @@ from __future__ import annotations
 
 import atexit
 import contextlib
+import gc
 import os
 import sys
 import threading
 import types
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from typing import Any
 
 from . import plain
 
 TEXT_LIMIT = 200
+WIDEST = 3  # bytes of JSON for a byte of UTF-8, at most
 # Kept here so that a program that replaces them in their modules does not replace ours.
 _write = os.write
 _encode, _decode, _dumps = plain.encode, plain.decode, plain.dumps
@@ -44,7 +46,7 @@ class Frames:
             line = _dumps(["v", index, _encode(value)])
         except plain.NotPlainError:
             line = b""
-        if not line or len(line) > self._value_limit:
+        if not line or len(line) > WIDEST * self._value_limit:
             self.send("o", index)
             return False
         self._send_line(line)
@@ -132,21 +134,28 @@ def run_stdin(request: dict[str, Any], module: types.ModuleType, frames: Frames)
         vars(threading)["_shutdown"]()
     with contextlib.suppress(BaseException):
         atexit._run_exitfuncs()
-    return code or _flush()
+    code = code or _flush((sys.stdout, sys.stderr))
+    # Files that the program opened itself are flushed when they are collected.
+    with contextlib.suppress(BaseException):
+        module.__dict__.clear()
+        gc.collect()
+    return code or _flush((sys.__stdout__, sys.__stderr__))
 
 
 def _exit_code(stop: SystemExit) -> int:
     if stop.code is None:
         return 0
-    return stop.code & 0xFF if isinstance(stop.code, int) else 1
+    if not isinstance(stop.code, int):
+        return 1
+    return stop.code & 0xFF if -(1 << 63) <= stop.code < 1 << 63 else 0xFF
 
 
-def _flush() -> int:
-    """Flush both output streams; 120 where that fails, as the interpreter's own exit code."""
+def _flush(streams: Iterable[Any]) -> int:
+    """Flush output streams; 120 where that fails, as the interpreter's own exit code."""
     code = 0
-    for stream in (sys.stdout, sys.stderr):
+    for stream in streams:
         try:
-            if stream is not None and not stream.closed:
+            if stream is not None and not getattr(stream, "closed", False):
                 stream.flush()
         except BaseException:
             code = 120

@@ -21,8 +21,13 @@ _NUMBER, _ARCH, _ARGS = 0, 4, 16
 _PR_SET_NO_NEW_PRIVS, _PR_SET_SECCOMP, _MODE_FILTER = 38, 22, 2
 _CLONE_THREAD, _CLONE_NEW = 0x00010000, 0x7E020080
 _AF_UNIX, _SOCK_STREAM, _SOCK_SEQPACKET = 1, 1, 5
-_F_SETOWN, _F_SETSIG, _F_SETOWN_EX = 8, 10, 15
+_F_SETOWN, _F_SETSIG, _F_SETOWN_EX, _F_SETLEASE, _F_NOTIFY = 8, 10, 15, 1024, 1026
 _FIOSETOWN, _SIOCSPGRP, _TIOCSTI = 0x8901, 0x8902, 0x5412
+# Flags and attributes of a file, which its descriptor for reading is enough for.
+_FS_IOC_SETFLAGS, _FS_IOC32_SETFLAGS, _FS_IOC_FSSETXATTR, _FS_IOC_SETVERSION = (
+    0x40086602, 0x40046602, 0x401C5820, 0x40087602,
+)  # fmt: skip
+_O_TRUNC = 0x200
 _PR_SET_PDEATHSIG = 1
 _ANY_PID = 0x7ABCDEF1  # larger than any process id
 
@@ -40,7 +45,8 @@ _KILLED = (
 _REFUSED = (
     "connect bind listen personality memfd_secret setsid setpgid sched_setaffinity sched_setscheduler sched_setparam "
     "sched_setattr setpriority ioprio_set migrate_pages move_pages chmod fchmod fchmodat fchmodat2 chown fchown lchown "
-    "fchownat setxattr lsetxattr fsetxattr removexattr lremovexattr fremovexattr utime utimes futimesat utimensat"
+    "fchownat setxattr lsetxattr fsetxattr removexattr lremovexattr fremovexattr utime utimes futimesat utimensat "
+    "flock inotify_init inotify_init1 inotify_add_watch"
 )
 KILLED, REFUSED = _KILLED.split(), _REFUSED.split()
 
@@ -102,8 +108,11 @@ def _start(audit: int) -> list[Instruction]:
     return [*rules, (_AT_LEAST, 0, 1, syscalls.X32_BIT), _answer(_KILL)]
 
 
-def supervisor_filter() -> bytes:
-    """The filter the supervisor puts on itself: everything that neither it nor an honest program needs."""
+def supervisor_filter(*, may_truncate: bool = True) -> bytes:
+    """The filter the supervisor puts on itself: everything that neither it nor an honest program needs.
+
+    Without `may_truncate` no path can be cut to nothing, which Landlock alone does not stop before version 3.
+    """
     call, audit = _table()
     rules = _start(audit)
     rules += [(_AT_LEAST, 0, 1, syscalls.LAST_KNOWN + 1), _answer(_errno(ENOSYS))]
@@ -114,9 +123,25 @@ def supervisor_filter() -> bytes:
         if name in call:
             rules += _rule(call[name], _errno(EPERM))
     rules += _sockets(call)
-    rules += _never_equal(call["fcntl"], 1, [_F_SETOWN, _F_SETSIG, _F_SETOWN_EX], _errno(EPERM))
-    rules += _never_equal(call["ioctl"], 1, [_FIOSETOWN, _SIOCSPGRP, _TIOCSTI], _errno(EPERM))
+    fcntl = [_F_SETOWN, _F_SETSIG, _F_SETOWN_EX, _F_SETLEASE, _F_NOTIFY]
+    rules += _never_equal(call["fcntl"], 1, fcntl, _errno(EPERM))
+    flags = [_FS_IOC_SETFLAGS, _FS_IOC32_SETFLAGS, _FS_IOC_FSSETXATTR, _FS_IOC_SETVERSION]
+    rules += _never_equal(call["ioctl"], 1, [_FIOSETOWN, _SIOCSPGRP, _TIOCSTI, *flags], _errno(EPERM))
+    if not may_truncate:
+        rules += _no_truncation(call)
     return _pack([*rules, _answer(_ALLOW)])
+
+
+def _no_truncation(call: dict[str, int]) -> list[Instruction]:
+    rules: list[Instruction] = []
+    for name in ("truncate", "creat"):
+        rules += _rule(call[name], _errno(EPERM)) if name in call else []
+    rules += _rule(call["openat2"], _errno(ENOSYS))  # its flags lie in memory, where no filter can look
+    for name, index in (("open", 1), ("openat", 2)):
+        if name in call:
+            body = [_argument(index), (_AND, 0, 0, _O_TRUNC), (_EQUAL, 1, 0, 0), _answer(_errno(EPERM))]
+            rules += _by_argument(call[name], [*body, _answer(_ALLOW)])
+    return rules
 
 
 def program_filter() -> bytes:

@@ -34,8 +34,7 @@ ENDED, KILLED_FOR_CPU, KILLED_FOR_WALL, KILLED_BY_ORDER = range(4)
 TICK_S = 0.05
 _PROGRESS = struct.Struct("<I")
 THREAD_STACK_BYTES = 8 << 20
-OPEN_FILES = 64
-PROCESSES = 80
+OPEN_FILES, PROCESSES = 64, 80
 WARM_ROUNDS = 40  # the interpreter rewrites code it has run some times; after that, children share its pages
 
 
@@ -66,8 +65,8 @@ class Supervisor:
         _warm()
         random.seed(0)
         signal.signal(signal.SIGXFSZ, signal.SIG_DFL)
-        facts: dict[str, Any] = {"python": sys.version.split()[0], "landlock_abi": 0, "seccomp": False}
         seccomp.undumpable()
+        facts: dict[str, Any] = {"python": sys.version.split()[0], "landlock_abi": 0, "seccomp": False}
         if self.setup["tier"] != "none":
             seccomp.set_no_new_privileges()
         if self.setup["tier"] == "landlock":
@@ -75,7 +74,8 @@ class Supervisor:
             landlock.drop_capabilities()
             facts["landlock_abi"] = landlock.confine(self.setup["readable"], self.setup["listable"])
         if self.setup["tier"] != "none":
-            seccomp.Filter(seccomp.supervisor_filter()).install()
+            cut = self.setup["tier"] != "landlock" or facts["landlock_abi"] >= landlock.STOPS_TRUNCATION
+            seccomp.Filter(seccomp.supervisor_filter(may_truncate=cut)).install()
             facts["seccomp"] = True
         gc.collect()
         gc.freeze()
@@ -240,6 +240,7 @@ def _warm() -> None:
 
 def main(argument: str) -> None:
     """Entry of the sandboxed interpreter: `argument` is the JSON of the setup."""
+    sys.argv[:] = [""]  # a program that reads its arguments has none
     supervisor = Supervisor(json.loads(argument))
     facts = supervisor.prepare()
     supervisor.control.send(b"h" + json.dumps(facts).encode())

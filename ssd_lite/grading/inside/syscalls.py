@@ -127,6 +127,15 @@ NUMBERS: dict[str, tuple[int | None, int | None]] = {
     "utimes": (235, None),
     "futimesat": (261, None),
     "utimensat": (280, 88),
+    "flock": (73, 32),
+    "inotify_init": (253, None),
+    "inotify_init1": (294, 26),
+    "inotify_add_watch": (254, 27),
+    "truncate": (76, 45),
+    "creat": (85, None),
+    "openat2": (437, 437),
+    "open": (2, None),
+    "openat": (257, 56),
 }
 
 # Calls above this number are younger than this table and answer ENOSYS.
