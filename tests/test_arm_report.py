@@ -79,6 +79,57 @@ def test_two_equal_arms_do_not_claim_the_power_to_show_nothing():
     assert same["smallest_difference"]["1"] > 0.1
 
 
+def once(passed, name):
+    """An arm of one sample a problem."""
+    rows = [{"problem_id": f"p{i}", "difficulty": None, "n": 1, "passed": c} for i, c in enumerate(passed)]
+    return {"arm": name, "k": [1], "n": 1, "per_problem": rows}
+
+
+def test_a_set_on_which_nobody_is_right_does_not_show_a_difference_of_zero():
+    same = compare(once([0] * 59, "base"), once([0] * 59, "tuned"), seed=0)
+    assert same["smallest_difference"]["1"] == pytest.approx(0.117, abs=0.001)
+    assert same["sentence"].endswith("over 59 problems; the smallest difference this set could show is about 11.7.")
+
+
+def test_pass_at_n_has_the_power_of_one_sample():
+    """pass@5 of 5 samples is 0 or 1, whatever the rate: one draw a problem, as pass@1 of one sample."""
+    rows = [{"problem_id": f"p{i}", "difficulty": None, "n": 5, "passed": 3 * (i < 20)} for i in range(59)]
+    five = {"arm": "base", "k": [1, 5], "n": 5, "per_problem": rows}
+    single = once([int(i < 20) for i in range(59)], "base")
+    shown = compare(five, five, seed=0)["smallest_difference"]
+    assert shown["5"] == compare(single, single, seed=0)["smallest_difference"]["1"]
+    assert shown["1"] < shown["5"] / 2
+
+
+def test_a_set_too_small_to_tell_says_so():
+    tiny = compare(once([0, 0, 1], "base"), once([0, 0, 1], "tuned"), seed=0)
+    assert tiny["smallest_difference"] == {"1": None}
+    assert tiny["sentence"].endswith("over 3 problems; the set is too small to say what difference it could show.")
+
+
+@pytest.mark.parametrize("flipped", [4, 6])
+def test_where_mcnemar_and_the_interval_disagree_the_sentence_says_both(flipped):
+    low, high = ([0] * flipped + [1] * 10 + [0] * (50 - flipped), [1] * (10 + flipped) + [0] * (50 - flipped))
+    for a, b, verdict in ((low, high, "gain"), (high, low, "loss")):
+        found = compare(once(a, "base"), once(b, "tuned"), seed=0)
+        assert found["verdict"] == verdict
+        said = "McNemar's exact test does not agree: no difference shown, p = 0.125 (solved by one arm alone: base "
+        assert (said in found["sentence"]) is (flipped == 4)
+        assert ("McNemar" in found["sentence"]) is (flipped == 4)
+
+
+def test_mcnemar_may_see_what_the_interval_does_not():
+    """With several samples it counts problems solved at least once, which may even go the other way."""
+    base, tuned = arm([4, 4, 0, 0], "base"), arm([4, 4, 0, 0], "tuned")
+    rows = [{"problem_id": f"p{i}", "difficulty": None, "n": 4, "passed": 1} for i in range(8)]
+    others = [{"problem_id": f"q{i}", "difficulty": None, "n": 4, "passed": 4} for i in range(3)]
+    before = {**base, "per_problem": rows + [{**row, "passed": 2} for row in others]}
+    after = {**tuned, "per_problem": [{**row, "passed": 0} for row in rows] + others}
+    found = compare(before, after, seed=0)
+    assert found["verdict"] == "no difference shown"
+    assert "agree: loss, p = 0.00781 (solved at least once by one arm alone: base 8, tuned 0)." in found["sentence"]
+
+
 def test_arms_over_other_problems_are_not_compared():
     tuned = arm([1, 1, 1, 1], "tuned")
     tuned["per_problem"] = tuned["per_problem"][:-1]

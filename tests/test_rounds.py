@@ -18,14 +18,17 @@ import numpy as np
 import pytest
 from evaluated_run import make_run
 from locks import wait_until_free
+from rounds_by_hand import Stages, breaks, finds_nothing, run_with_guard
 from tiny_models import packaged_source, save_tiny, shared_cache
 
+from ssd_lite.errors import UserError
 from ssd_lite.recipe_file import differences
 from ssd_lite.records import Sample, SamplingSettings
 from ssd_lite.run_folder import RunFolder
+from ssd_lite.stages import rounds
 from ssd_lite.stages.round_numbers import best_round, changes, numbers, reason_to_stop
-from ssd_lite.stages.round_status import status_with_rounds
-from ssd_lite.stages.rounds import _reason, round_recipe
+from ssd_lite.stages.round_status import round_lines, status_with_rounds
+from ssd_lite.stages.rounds import _reason, round_recipe, run_rounds
 from ssd_lite.stages.rounds_section import rounds_section, rounds_table
 
 LAW = SamplingSettings(0.6, 20, 0.8, 0.0, 64)
@@ -127,6 +130,60 @@ def test_each_figure_that_stops_the_rounds_is_drawn(tmp_path: Path) -> None:
     one = {"distinct_2": None, "self_bleu": None}  # one completion a problem has no diversity
     (tmp_path / "rounds.json").write_text(json.dumps({**result, "rounds": [{**found, **one} for found in rounds]}))
     assert rounds_section(tmp_path).count("<svg") == 2
+
+
+def quiet(line: str) -> None:
+    """Nobody listens."""
+
+
+def test_an_error_in_a_later_round_keeps_those_before_it(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    run, stages = run_with_guard(tmp_path / "r", 3, right=30), Stages({"2": (30, 0.6), "3": breaks})
+    monkeypatch.setattr(rounds, "run_stages", stages)
+    with pytest.raises(UserError, match="the disk is full"):
+        run_rounds(run, 3, say=quiet)
+    kept = json.loads((run.path / "rounds.json").read_text())
+    assert [one["round"] for one in kept["rounds"]] == ["base", "1", "2"]
+    assert (kept["asked"], kept["stopped"], kept["best"]) == (3, None, "2")
+    assert list(kept["against_base"]) == ["1", "2"]
+    assert "Not through: 2 of 3 rounds were run. Best pass@k: round 2." in run.report.read_text()
+    assert round_lines(status_with_rounds(run)["rounds"])[-1].startswith("round 3 of 3: ")
+    # Gone on with, the rounds that are there are not written anew, and the last one is added.
+    before = (run.path / "rounds.json").stat().st_mtime_ns
+    with pytest.raises(UserError, match="the disk is full"):
+        run_rounds(run, 3, say=quiet)
+    assert (run.path / "rounds.json").stat().st_mtime_ns == before
+    stages.plan["3"] = (30, 0.62)
+    assert [one["round"] for one in run_rounds(run, 3, say=quiet)["rounds"]] == ["base", "1", "2", "3"]
+    assert "All 3 rounds were run." in run.report.read_text()
+    # Nothing is written again by a command that finds everything done.
+    files = (run.path / "rounds.json", run.report)
+    before_all = [file.stat().st_mtime_ns for file in files]
+    run_rounds(run, 3, say=quiet)
+    assert [file.stat().st_mtime_ns for file in files] == before_all
+
+
+def test_a_round_with_nothing_to_learn_from_ends_the_rounds(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    run, stages = run_with_guard(tmp_path / "r", 4, right=30), Stages({"2": (30, 0.6), "3": finds_nothing})
+    monkeypatch.setattr(rounds, "run_stages", stages)
+    said: list[str] = []
+    result = run_rounds(run, 4, say=said.append)
+    why = "stopped after round 2: round 3 found nothing to learn from (0 of 4 samples left: 4 empty)"
+    assert result["stopped"] == why
+    assert result == json.loads((run.path / "rounds.json").read_text())
+    assert [one["round"] for one in result["rounds"]] == ["base", "1", "2"]
+    assert stages.exported == ["2"]
+    assert any(why in line for line in said)
+    assert f"{why[0].upper()}{why[1:]}. Best pass@k: round 2." in run.report.read_text()
+    assert round_lines(status_with_rounds(run)["rounds"])[-1].startswith(f"rounds: {why[0].upper()}{why[1:]}.")
+
+
+def test_another_error_is_not_taken_for_one_of_an_earlier_try(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    run, stages = run_with_guard(tmp_path / "r", 2, right=30), Stages({"2": finds_nothing})
+    monkeypatch.setattr(rounds, "run_stages", stages)
+    assert "round 2 found nothing" in run_rounds(run, 2, say=quiet)["stopped"]
+    stages.plan["2"] = breaks
+    with pytest.raises(UserError, match="the disk is full"):
+        run_rounds(run, 2, say=quiet)
 
 
 SMALL = (

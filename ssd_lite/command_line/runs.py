@@ -78,16 +78,19 @@ def _run(recipe: str, out: Path | None, settings: Sequence[str], strict: bool, a
             click.echo(line, err=as_json)
 
     summary = run_all(folder, say=say, stdout=2 if as_json else None)
-    rounds = ""
+    rounds, judged, which = "", summary["stages"]["evaluate"], None
     if chosen.rounds > 1:
+        from ssd_lite.stages.round_guard_section import exported
         from ssd_lite.stages.rounds import run_rounds
         from ssd_lite.stages.rounds_section import rounds_table
 
         summary["rounds"] = run_rounds(folder, chosen.rounds, say=say, stdout=2 if as_json else None)
         rounds = f"\n\n{rounds_table(summary['rounds'])}"
+        which = exported(summary["rounds"])
+        judged = summary["rounds"]["against_base"][which]
     first = "" if summary["ran"] else f"Everything is done: {folder.path}\n\n"
     text = f"{first}{summary['table']}{rounds}\n\nReport: {folder.report}\nChat:   ssd-lite chat {folder.path}"
-    failed = failure(summary["stages"]["evaluate"]) if strict else None
+    failed = failure(judged, which) if strict else None
     return Answer({**summary, "table": click.unstyle(summary["table"])}, text, failed)
 
 

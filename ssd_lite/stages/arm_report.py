@@ -15,6 +15,7 @@ from ssd_lite.records import Grade, Problem, Sample
 
 # arXiv 2603.24472 counts these as signs of hedging; self-distillation was seen to thin them out.
 HEDGING = ("wait", "hmm", "perhaps", "maybe", "actually", "alternatively", "seems", "might", "likely", "check")
+MCNEMAR_LEVEL = 0.05
 _WORD = re.compile(r"[A-Za-z']+")
 
 
@@ -79,16 +80,20 @@ def compare(base: Mapping[str, Any], tuned: Mapping[str, Any], seed: int) -> dic
     """The paired comparison of two arms over the same problems, with its verdict.
 
     Gain or loss is claimed only where the 95 % interval of the paired difference in pass@(smallest k) leaves out zero.
+    Where McNemar's exact test at 5 % says otherwise, the sentence says that too. A `smallest_difference` is None where
+    the set is too small to name one.
     """
     ks = [k for k in base["k"] if k in tuned["k"]]
     a, b = base["per_problem"], tuned["per_problem"]
     if [row["problem_id"] for row in a] != [row["problem_id"] for row in b]:
         raise ValueError("two arms are compared over the same problems in the same order")
     differences = {str(k): asdict(paired_bootstrap(pass_rates(a, k), pass_rates(b, k), seed)) for k in ks}
-    shown = {str(k): power(pass_rates(a, k), pass_rates(b, k), base["n"]) for k in ks}
+    n = min(base["n"], tuned["n"])
+    shown = {str(k): power(pass_rates(a, k), pass_rates(b, k), n, k) for k in ks}
     only_base = sum(x["passed"] > 0 and y["passed"] == 0 for x, y in zip(a, b, strict=True))
     only_tuned = sum(y["passed"] > 0 and x["passed"] == 0 for x, y in zip(a, b, strict=True))
     verdict, sentence = _verdict(min(ks), differences[str(min(ks))], shown[str(min(ks))], len(a))
+    sentence += _other_test(verdict, only_base, only_tuned, n)
     return {
         "base": base["arm"],
         "tuned": tuned["arm"],
@@ -102,14 +107,26 @@ def compare(base: Mapping[str, Any], tuned: Mapping[str, Any], seed: int) -> dic
     }
 
 
-def power(a: Sequence[float], b: Sequence[float], n: int) -> float | None:
-    """The smallest difference this set could show.
+def power(a: Sequence[float], b: Sequence[float], n: int, k: int = 1) -> float | None:
+    """The smallest difference in pass@k of `n` samples that this set could show, None where it is too small to tell.
 
     The larger of two estimates: the spread that was seen, and that of two independent arms. Where hardly a problem
     changed, the first alone would claim a power the set does not have.
     """
-    seen, independent = smallest_difference(a, b), smallest_difference(a, n=n)
+    seen, independent = smallest_difference(a, b), smallest_difference(a, n=n, k=k)
     return None if seen is None or independent is None else max(seen, independent)
+
+
+def _other_test(verdict: str, only_base: int, only_tuned: int, n: int) -> str:
+    """What McNemar's test says, where it does not agree with the interval that the verdict goes by; else nothing."""
+    p = mcnemar_exact(only_base, only_tuned)
+    tested = "no difference shown"
+    if p <= MCNEMAR_LEVEL:
+        tested = "gain" if only_tuned > only_base else "loss"
+    if tested == verdict:
+        return ""
+    counts = f"solved {'' if n == 1 else 'at least once '}by one arm alone: base {only_base}, tuned {only_tuned}"
+    return f" McNemar's exact test does not agree: {tested}, p = {p:.3g} ({counts})."
 
 
 def _verdict(k: int, difference: Mapping[str, float], power: float | None, problems: int) -> tuple[str, str]:
@@ -119,8 +136,10 @@ def _verdict(k: int, difference: Mapping[str, float], power: float | None, probl
         return "gain", f"Gain: pass@{k} rose by {mean:.1f} points {interval} over {problems} problems."
     if high < 0:
         return "loss", f"Loss: pass@{k} fell by {-mean:.1f} points {interval} over {problems} problems."
-    could = f"; the smallest difference this set could show is about {100 * power:.1f}" if power is not None else ""
+    could = "the set is too small to say what difference it could show"
+    if power is not None:
+        could = f"the smallest difference this set could show is about {100 * power:.1f}"
     return (
         "no difference shown",
-        f"No difference shown: pass@{k} {mean:+.1f} points {interval} over {problems} problems{could}.",
+        f"No difference shown: pass@{k} {mean:+.1f} points {interval} over {problems} problems; {could}.",
     )

@@ -5,7 +5,6 @@ from __future__ import annotations
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
-from pathlib import Path
 from typing import Any
 
 from ssd_lite.atomic import write_json
@@ -49,8 +48,7 @@ def run_guard(run: RunFolder, arms: Mapping[str, GuardedArm]) -> list[dict[str, 
     """
     settings = run.recipe.evaluate
     entries = [
-        _guard(run.path / "evaluations" / "guard" / name, name, guard, run.recipe, arms)
-        for name, guard in zip(guard_names(settings.guard), settings.guard, strict=True)
+        _guard(run, name, guard, arms) for name, guard in zip(guard_names(settings.guard), settings.guard, strict=True)
     ]
     if entries:
         write_json(run.path / "evaluations" / GUARD_FILE, entries)
@@ -73,8 +71,13 @@ def _load(guard: Guard, seed: int) -> tuple[Any, list[Problem]]:
     return chosen, take(chosen.problems, guard.limit, seed)
 
 
-def _guard(folder: Path, name: str, guard: Guard, recipe: Recipe, arms: Mapping[str, GuardedArm]) -> dict[str, Any]:
-    settings = recipe.evaluate
+def arm_folder(run: RunFolder, name: str, side: str) -> ArmFolder:
+    """The files of one side, "base" or "tuned", on the guard set of this name."""
+    return ArmFolder(run.path / "evaluations" / "guard" / name / side, f"guard {name} {side}")
+
+
+def _guard(run: RunFolder, name: str, guard: Guard, arms: Mapping[str, GuardedArm]) -> dict[str, Any]:
+    settings = run.recipe.evaluate
     chosen, problems = _load(guard, settings.seed)
     reports = {}
     with open_grader(settings.sandbox, problems) as grader:
@@ -82,19 +85,15 @@ def _guard(folder: Path, name: str, guard: Guard, recipe: Recipe, arms: Mapping[
         for side, arm in arms.items():
             cap = guard.max_new_tokens or settings.max_new_tokens
             how = replace(arm.how, n=guard.n, settings=replace(arm.how.settings, max_new_tokens=cap))
-            files = ArmFolder(folder / side, f"guard {name} {side}")
+            files = arm_folder(run, name, side)
             files.path.mkdir(parents=True, exist_ok=True)
             reports[side] = Arm(files, problems, how, [1], settings.block).evaluate(grader, about, arm.model)
-    paired = compare(reports["base"], reports["tuned"], settings.seed)
     return {
         "name": name,
         "problems": about,
         "n": guard.n,
         "arms": {side: _figures(report) for side, report in reports.items()},
-        "difference": paired["pass_at_k"]["1"],
-        "mcnemar_p": paired["mcnemar_p"],
-        "dropped": paired["verdict"] == "loss",
-        "sentence": paired["sentence"].replace("pass@1", "the share of right answers"),
+        **guard_verdict(compare(reports["base"], reports["tuned"], settings.seed)),
         "warnings": [
             warning
             for side, report in reports.items()
@@ -106,6 +105,16 @@ def _guard(folder: Path, name: str, guard: Guard, recipe: Recipe, arms: Mapping[
                 "max_new_tokens of this guard",
             )
         ],
+    }
+
+
+def guard_verdict(paired: Mapping[str, Any]) -> dict[str, Any]:
+    """What a guard says of two compared arms: `difference`, `mcnemar_p`, `dropped` and a sentence."""
+    return {
+        "difference": paired["pass_at_k"]["1"],
+        "mcnemar_p": paired["mcnemar_p"],
+        "dropped": paired["verdict"] == "loss",
+        "sentence": paired["sentence"].replace("pass@1", "the share of right answers"),
     }
 
 

@@ -21,7 +21,8 @@ def drops(evaluated: Mapping[str, Any]) -> list[str]:
     return own + [f"guard {entry['name']}: {entry['sentence']}" for entry in fallen]
 
 
-def failure(evaluated: Mapping[str, Any]) -> Dropped | None:
-    """The error that `--strict` raises, None where nothing fell."""
+def failure(evaluated: Mapping[str, Any], exported_round: str | None = None) -> Dropped | None:
+    """The error that `--strict` raises, None where nothing fell. `exported_round` is named where there are several."""
     fallen = drops(evaluated)
-    return Dropped(f"the tuned model fell behind the base (--strict). {' '.join(fallen)}") if fallen else None
+    of = f" of round {exported_round}, the one exported," if exported_round else ""
+    return Dropped(f"the tuned model{of} fell behind the base (--strict). {' '.join(fallen)}") if fallen else None

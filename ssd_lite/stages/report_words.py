@@ -144,7 +144,7 @@ def _about_size(findings: Findings, k: str) -> str:
     count = findings.arms["base"]["problems"]["count"]
     smallest = findings.comparison["smallest_difference"].get(k)
     if not smallest:
-        return f"{count} problems do not tell how small a difference this set could have shown."
+        return f"{count} problems are too few to say what difference this set could have shown."
     return (
         f"{count} problems: the smallest pass@{k} difference this set could show is about {100 * smallest:.1f} points "
         "(80 % power, 5 % two-sided)."

@@ -7,11 +7,13 @@ import os
 import shutil
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 from ssd_lite import heartbeat
 from ssd_lite.atomic import write_json
+from ssd_lite.errors import UserError
 from ssd_lite.recipe import Recipe
 from ssd_lite.recipe_file import validate
 from ssd_lite.run_folder import ArmFolder, RunFolder, Stage, stages_of
@@ -20,6 +22,7 @@ from ssd_lite.stages.answers import read_samples
 from ssd_lite.stages.child import stop_signals
 from ssd_lite.stages.pipeline import last_word, run_stages
 from ssd_lite.stages.report import report
+from ssd_lite.stages.round_guard import against_base
 from ssd_lite.stages.round_numbers import Numbers, best_round, changes, numbers, reason_to_stop, shown
 from ssd_lite.stages.round_status import ASKED_KEY
 from ssd_lite.stages.rounds_section import ROUNDS_FILE
@@ -28,18 +31,19 @@ WARNING = (
     "Several rounds of raw self-distillation are unpublished. Training on one's own output again and again is known to "
     "narrow a model until it collapses; the rounds stop where pass@k or diversity falls beyond its interval."
 )
+_NOTHING = "nothing_to_learn"  # the note of a stage in its run's manifest
 Say = Callable[[str], None]
 
 
 def run_rounds(run: RunFolder, count: int, *, say: Say, stdout: int | None = None) -> dict[str, Any]:
     """Rounds 2 to `count` after a run that is done, each a run folder in rounds/; writes rounds.json and the report.
 
-    Goes on where it was. Returns {"rounds", "changes", "stopped", "best"}; raises what `pipeline.run_stages` does.
+    Both are written after each round, so an error in a later one leaves those before it. A round that finds nothing to
+    learn from, as a collapsed model does, ends the rounds and is no error. Goes on where it was. Returns {"asked",
+    "rounds", "changes", "against_base", "stopped", "best", "warning"}; raises what `pipeline.run_stages` does.
     """
     say(f"Warning: {WARNING}\n")
-    seed = run.recipe.evaluate.seed
-    found = [_numbers("base", run, "base", seed), _numbers("1", run, "tuned", seed)]
-    made = [changes(found[0], found[1], seed)]
+    course = _Course(run, count)
     before, stopped = run, None
     # The run is locked beside its rounds, so that a second command meets the lock and leaves the heartbeat alone.
     with stop_signals() as asked, run_lock(run.path), last_word(run.path), _news_for(run.path):
@@ -48,18 +52,66 @@ def run_rounds(run: RunFolder, count: int, *, say: Say, stdout: int | None = Non
         for number in range(2, count + 1):
             inner = _prepare(run, before, number)
             say(f"Round {number} of {count}, from {before.merged}:")
-            run_stages(inner, _stages(inner), asked, say=say, stdout=stdout)
-            found.append(_numbers(str(number), inner, "tuned", seed))
-            made.append(changes(found[-2], found[-1], seed))
-            before, stopped = inner, _reason(found, made, number, seed)
+            nothing = _nothing_left(inner, partial(run_stages, inner, _stages(inner), asked, say=say, stdout=stdout))
+            if nothing is not None:
+                stopped = f"stopped after round {number - 1}: round {number} found nothing to learn from ({nothing})"
+                say(f"The rounds end here: {stopped}.\n")
+                break
+            course.add(str(number), inner)
+            before, stopped = inner, _reason(course.found, course.made, number, course.seed)
             if stopped is not None:
                 break
-        result = _result(found, made, stopped)
+            if not _holds(run, course):
+                _write(run, course.result(None))
+        result = course.result(stopped)
+        _write(run, result)
         if result["best"] not in ("base", "1"):
             best = RunFolder.open(run.path / "rounds" / result["best"])
             run_stages(best, ("export",), asked, say=say, stdout=stdout)
-        _write(run, result)
     return result
+
+
+class _Course:
+    """The rounds so far: figures of each, the change to the one before, and each against the base."""
+
+    def __init__(self, run: RunFolder, count: int) -> None:
+        self._run, self._count, self.seed = run, count, run.recipe.evaluate.seed
+        self.found: list[Numbers] = [_numbers("base", run, "base", self.seed)]
+        self.made: list[dict[str, Any]] = []
+        self._against: dict[str, dict[str, Any]] = {}
+        self.add("1", run)
+
+    def add(self, name: str, inner: RunFolder) -> None:
+        """Take in a round that is through."""
+        self.found.append(_numbers(name, inner, "tuned", self.seed))
+        self.made.append(changes(self.found[-2], self.found[-1], self.seed))
+        self._against[name] = against_base(self._run, inner)
+
+    def result(self, stopped: str | None) -> dict[str, Any]:
+        """What stands in rounds.json."""
+        return {
+            "asked": self._count,
+            "rounds": [shown(one) for one in self.found],
+            "changes": list(self.made),
+            "against_base": dict(self._against),
+            "stopped": stopped,
+            "best": best_round(self.found),
+            "warning": WARNING,
+        }
+
+
+def _nothing_left(inner: RunFolder, work: Callable[[], object]) -> str | None:
+    """Do the stages of a round; says why where a stage noted that there is nothing to learn from, else None."""
+    if _NOTHING in inner.manifest():
+        inner.note(_NOTHING, None)  # of an earlier try
+    try:
+        work()
+    except UserError:
+        noted = inner.manifest().get(_NOTHING)
+        if noted is None:
+            raise
+        return str(noted).rstrip(".")
+    return None
 
 
 @contextmanager
@@ -72,11 +124,24 @@ def _news_for(folder: Path) -> Iterator[None]:
         del os.environ[heartbeat.PARENT]
 
 
+def _read(run: RunFolder) -> dict[str, Any] | None:
+    try:
+        value = json.loads((run.path / ROUNDS_FILE).read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return None
+    return value if isinstance(value, dict) else None
+
+
+def _holds(run: RunFolder, course: _Course) -> bool:
+    """Does rounds.json have these rounds already, and maybe later ones, from before this command?"""
+    there, wanted = _read(run) or {}, course.result(None)
+    return all(there.get(key, [])[: len(wanted[key])] == wanted[key] for key in ("rounds", "changes"))
+
+
 def _write(run: RunFolder, result: dict[str, Any]) -> None:
     """rounds.json, and the report again with it; nothing where it says the same already."""
-    file = run.path / ROUNDS_FILE
-    if not file.is_file() or json.loads(file.read_text(encoding="utf-8")) != result:
-        write_json(file, result)
+    if _read(run) != result:
+        write_json(run.path / ROUNDS_FILE, result)
     report(run)
 
 
@@ -87,16 +152,6 @@ def _reason(found: Sequence[Numbers], made: Sequence[dict[str, Any]], number: in
         if reason is not None:
             return f"stopped after round {number}: against round {other} {reason}"
     return None
-
-
-def _result(found: Sequence[Numbers], made: Sequence[dict[str, Any]], stopped: str | None) -> dict[str, Any]:
-    return {
-        "rounds": [shown(one) for one in found],
-        "changes": list(made),
-        "stopped": stopped,
-        "best": best_round(found),
-        "warning": WARNING,
-    }
 
 
 def _stages(inner: RunFolder) -> tuple[Stage, ...]:

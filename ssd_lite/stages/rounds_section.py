@@ -10,6 +10,7 @@ from typing import Any
 from ssd_lite.stages import svg_plots
 from ssd_lite.stages.report_html import figure, paragraph, section, table
 from ssd_lite.stages.report_words import bounds, percent
+from ssd_lite.stages.round_guard_section import against_lines, against_parts
 
 ROUNDS_FILE = "rounds.json"
 _INTERVAL = "with its 95 % interval over the problems"
@@ -35,6 +36,7 @@ def rounds_section(run_path: Path) -> str:
         *_plots(result["rounds"]),
         "</div>",
         table(head, body, caption="The tuned model of each round on the evaluation set; round 1 is this run."),
+        *against_parts(result),
     )
 
 
@@ -49,13 +51,16 @@ def rounds_table(result: Mapping[str, Any]) -> str:
     rows = _rows(result["rounds"])
     widths = [max(len(row[column]) for row in rows) for column in range(len(rows[0]))]
     lines = ["  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip() for row in rows]
-    return "\n".join([*lines, "", ending(result)])
+    return "\n".join([*lines, "", *against_lines(result), ending(result)])
 
 
 def ending(result: Mapping[str, Any]) -> str:
     """How the rounds ended and which of them is the best."""
     stopped = result["stopped"]
-    how = f"{stopped[0].upper()}{stopped[1:]}." if stopped else f"All {len(result['rounds']) - 1} rounds were run."
+    run = len(result["rounds"]) - 1
+    how = f"{stopped[0].upper()}{stopped[1:]}." if stopped else f"All {run} rounds were run."
+    if not stopped and run < result.get("asked", run):
+        how = f"Not through: {run} of {result['asked']} rounds were run."
     best = "the base" if result["best"] == "base" else f"round {result['best']}"
     return f"{how} Best pass@k: {best}. Every round stays on disk."
 
