@@ -77,7 +77,8 @@ class Compare(Section):
     arms: Annotated[list[TrainedArm], Field(min_length=1)] = ["ssd", "soft", "null_arm", "rft"]
     """Trained arms: ssd, soft (on q itself), null_arm (T 1, no truncation), rft (samples that pass), distill, grpo."""
     variants: dict[Annotated[str, Field(pattern=r"^[a-z][a-z0-9_]*$")], list[str]] = {}
-    """Further arms of your own: a name, and what differs from SSD as `--set` takes it, `full: [train.method=full]`."""
+    """Further arms of your own: a name, and what differs from SSD as `--set` takes it, `full: [train.method=full]`.
+    Sections sample, curate, train and merge, problems.train and problems.train_limit; all are evaluated alike."""
     best: list[str] = ["ssd"]
     """Trained arms that also get their best decoding of the grid; the base always does."""
     seeds: Annotated[list[Seed], Field(min_length=1)] = [0]
@@ -87,9 +88,10 @@ class Compare(Section):
     dev_share: Share = 0.4
     """Share of the evaluation problems that choose decodings; the rest is reported. Split with evaluate.seed."""
     dev_n: Positive = 4
-    """Completions a problem of the dev split."""
+    """Completions a problem of the dev split, of each trained model; the base gets as many as all seeds of an arm."""
     limit: Positive | None = None
-    """Take only so many evaluation problems, dev and test together; null takes the whole set."""
+    """Take only so many evaluation problems, dev and test together; null takes the whole set. problems.evaluate_limit
+    and evaluate.guard are for `ssd-lite run`, and a comparison does not look at them."""
     teacher: str | None = None
     """Model whose samples the arm distill trains on: packaged name, folder, GGUF or Hub id."""
     extra_sets: list[str] = []
@@ -99,6 +101,8 @@ class Compare(Section):
 
     @model_validator(mode="after")
     def _arms_are_named_once(self) -> Compare:
+        if repeated := [seed for seed in self.seeds if self.seeds.count(seed) > 1]:
+            raise ValueError(f"seeds: {repeated[0]} stands twice; a seed gives the same model each time")
         known = {*get_args(TrainedArm), "base"}
         if taken := sorted(known & set(self.variants)):
             raise ValueError(f"variants: {taken[0]} is an arm already; take another name")

@@ -25,12 +25,12 @@ from ssd_lite.recipe_file import differences, load_recipe
 from ssd_lite.recipe_section import Decoding
 from ssd_lite.records import Problem
 from ssd_lite.stages.compare import prepare, share_samples
-from ssd_lite.stages.comparison_arms import problems_of
 from ssd_lite.stages.comparison_folder import ComparisonFolder
 from ssd_lite.stages.comparison_page import render, terminal_table
-from ssd_lite.stages.comparison_plan import ArmOrder, candidates, read_order, split, trained_runs
+from ssd_lite.stages.comparison_plan import ArmOrder, candidates, completions, read_order, split, trained_runs
 from ssd_lite.stages.comparison_rows import BEST, MATCHED, TRAINING, Row, best_decoding, numbers
 from ssd_lite.stages.comparison_rows import differences as gaps
+from ssd_lite.stages.comparison_sets import problems_of
 from ssd_lite.stages.comparison_verdict import verdict
 
 T6, T11 = Decoding(temperature=0.6), Decoding(temperature=1.1)
@@ -87,6 +87,22 @@ def test_every_arm_differs_from_ssd_in_its_own_keys_alone() -> None:
         (["compare.variants={Wide-1: []}"], "compare.variants"),
         (["compare.variants={wide: [train.lora_rank=3]}"], "unknown key; did you mean|unknown key"),
         (["compare.variants={wide: [train.target=soft, sample.targets=drop]}"], "needs the laws"),
+        (["compare.seeds=[0,1,0]"], "seeds: 0 stands twice"),
+        *(
+            ([f"compare.variants={{mine: [{setting}]}}"], f"mine cannot have a {setting.partition('=')[0]} of its own")
+            for setting in (
+                "evaluate.max_new_tokens=17",
+                "evaluate.base.temperature=0.1",
+                "problems.evaluate=humaneval",
+                "compare.dev_n=1",
+                "rounds=3",
+                "threads=1",
+                "export.check=false",
+                "model.name=other",
+                "name=x",
+            )
+        ),
+        (["compare.seeds=[0,1]", "compare.variants={mine: [sample.seed=9]}"], "compare.seeds says it for every arm"),
     ],
 )
 def test_a_plan_that_cannot_be_carried_out_is_refused(settings: list[str], message: str) -> None:
@@ -99,6 +115,37 @@ def test_candidates_hold_what_the_recipe_names_and_the_grid_each_once() -> None:
     assert found[:2] == [T6, T11]  # base and tuned alike, then the training decoding
     assert len(found) == len(set(found)) == 2 + 8 - 1
     assert Decoding(temperature=0.3, top_p=0.95, min_p=0.1) in found
+
+
+def test_a_variant_may_differ_in_what_is_trained_and_on_which_prompts() -> None:
+    for setting in (
+        "sample.seed=9",
+        "curate.cut_off=keep",
+        "train.lora_r=3",
+        "merge.check_prompts=1",
+        "problems.train=x",
+    ):
+        runs = {run.arm: run.recipe for run in trained_runs(recipe(f"compare.variants={{mine: [{setting}]}}"))}
+        assert changed(runs["ssd"], runs["mine"]) == {setting.partition("=")[0]}
+
+
+def test_a_variant_that_learns_from_tests_is_known_as_such() -> None:
+    variants = "compare.variants={clean: [curate.only_correct=true], more: ['train.grpo={num_generations: 8}']}"
+    runs = {trained.arm: trained for trained in trained_runs(recipe("compare.arms=[ssd]", variants))}
+    assert [runs[arm].is_graded for arm in ("ssd", "clean", "more")] == [False, True, True]
+    assert (runs["clean"].stages[0], runs["more"].stages) == ("sample", ("train", "merge"))
+
+
+def test_base_and_arm_choose_their_decodings_with_as_many_completions() -> None:
+    chosen = recipe("compare.seeds=[0,1,2]", "compare.dev_n=4", "evaluate.n=6", "compare.extra_n=2")
+    wanted = {
+        ("base", "dev"): 12,
+        ("ssd-1", "dev"): 4,
+        ("base", "test"): 6,
+        ("ssd-1", "test"): 6,
+        ("base", "humaneval"): 2,
+    }
+    assert {place: completions(chosen, ArmOrder(place[0], T6, place[1])) for place in wanted} == wanted
 
 
 def problems(count: int) -> list[Problem]:
@@ -157,7 +204,7 @@ def rows_of(ssd: Sequence[Sequence[int]], base: Sequence[int], best: Sequence[in
         Row("ssd", MATCHED, T6, [report(passed) for passed in ssd]),
         Row("null_arm", MATCHED, T6, [report(base) for _ in ssd]),
     ]
-    cost = {"tokens_sampled": 10, "tokens_trained": 20, "seconds": 3.0}
+    cost = {"tokens_sampled": 10, "tokens_trained": 20, "seconds": 3.0, "rows": [79, 80], "steps": [10, 10]}
     controls = [row for row in found if row.model != "ssd"]
     return [numbers(row, controls, cost, 1) for row in found]
 
@@ -207,6 +254,39 @@ def test_the_verdict_is_against_the_base_at_its_best(ssd: float, best: float, ki
     assert ("this set could show" in found["sentence"]) is (kind == "none shown")
     assert any("null arm" in line for line in found["also"])
     assert any("same decoding" in line for line in found["also"])
+
+
+def test_training_alike_is_said_only_of_as_many_rows_and_steps() -> None:
+    rows = rows_of([drawn(0.8, 3), drawn(0.8, 4)], drawn(0.3, 1), drawn(0.3, 2))
+    line = next(line for line in verdict(rows, 60)["also"] if "null arm" in line)
+    assert "trained alike" in line
+    assert line.endswith("The mechanism is more than training as such.")
+    null = next(row for row in rows if row["model"] == "null_arm")
+    null |= {"rows": [94, 93], "steps": [12, 12]}
+    line = next(line for line in verdict(rows, 60)["also"] if "null arm" in line)
+    assert "SSD was trained on 79, 80 rows and 10, 10 steps, the null arm on 94, 93 rows and 12, 12 steps" in line
+    assert "alike on" not in line
+    assert "more than training as such" not in line
+    null |= {"rows": [79, 80], "steps": [10, 12]}
+    assert "Not alike" in next(line for line in verdict(rows, 60)["also"] if "null arm" in line)
+    page = render(recipe(), result_of(rows))
+    for cell in ("79, 80", "10, 10", "10, 12"):
+        assert f">{cell}<" in page
+
+
+def test_without_ssd_the_verdict_names_the_arm_it_speaks_of() -> None:
+    rows = [row for row in rows_of([drawn(0.9, 3)], drawn(0.3, 1), drawn(0.3, 2)) if row["model"] != "null_arm"]
+    for kind, base, words in (
+        ("contribution", 0.0, "Training (soft SSD) contributed +"),
+        ("none shown", -0.5, "No contribution of soft SSD shown"),
+        ("loss", -1.0, "Training (soft SSD) cost -"),
+    ):
+        soft = {**rows[-1], "model": "soft", "key": "soft@matched"}
+        gap = {"mean": base + 0.5, "low": base + 0.1, "high": base + 0.9, "smallest": 0.2}
+        soft["differences"] = {key: {"1": gap} for key in ("base@matched", "base@best")}
+        found = verdict([*rows[:-1], soft], 60)
+        assert found["verdict"] == kind
+        assert found["sentence"].startswith(words)
 
 
 def test_the_best_decoding_is_that_of_all_seeds_and_ties_go_to_the_first() -> None:
@@ -292,10 +372,10 @@ def test_samples_are_shared_where_they_would_be_the_same(tmp_path: Path) -> None
     assert soft.samples.read_text() == "mine\n"
 
 
-def test_dev_and_test_are_the_two_parts_of_the_evaluation_set(tmp_path: Path) -> None:
-    folder = ComparisonFolder.create(tmp_path / "c", recipe("compare.limit=40"))
-    dev, about = problems_of(folder, "dev")
-    test, _ = problems_of(folder, "test")
+def test_dev_and_test_are_the_two_parts_of_the_evaluation_set() -> None:
+    chosen = recipe("compare.limit=40")
+    dev, about = problems_of(chosen, "dev")
+    test, _ = problems_of(chosen, "test")
     assert (len(dev), len(test)) == (15, 25)
     assert (about["split"], about["count"]) == ("dev", 15)
     assert not {p.id for p in dev} & {p.id for p in test}
@@ -352,6 +432,10 @@ def test_a_whole_comparison_killed_twice_and_gone_on_with(tmp_path: Path) -> Non
     assert list(result["left_out"]) == ["rft-0"]
     assert "rft-0 is left out: 0 of 4 samples left" in done.stdout
     assert (out / "comparison.html").read_text().count("<h2>") >= 5
+    for about in result["sets"].values():
+        assert "have a golden solution, and each passes" in about["golden"]
+    for row in result["rows"]:
+        assert (row["rows"], row["steps"]) == (([], []) if row["model"] == "base" else ([4], [1]))
     soft = json.loads((out / "runs" / "soft-0" / "manifest.json").read_text())
     assert soft["samples_of"] == "ssd-0"
     metrics = [json.loads(line) for line in (out / "runs" / "soft-0" / "metrics.jsonl").read_text().splitlines()]
@@ -360,4 +444,9 @@ def test_a_whole_comparison_killed_twice_and_gone_on_with(tmp_path: Path) -> Non
     again = subprocess.run(command(out, model), env=environment, capture_output=True, text=True, timeout=100)
     assert "[1/4]" not in again.stdout
     assert result["sentence"] in again.stdout
+    noted = json.loads((out / "made_with.json").read_text())
+    (out / "made_with.json").write_text(json.dumps({**noted, "engine": "hf"}))
+    other = subprocess.run(command(out, model), env=environment, capture_output=True, text=True, timeout=100)
+    assert other.returncode == 2
+    assert "engine of evaluation: hf → llama_cpp" in other.stderr
     shutil.rmtree(out)  # some 100 MB, made here

@@ -8,15 +8,14 @@ from pathlib import Path
 from typing import Any
 
 from ssd_lite.atomic import write_json, write_text
-from ssd_lite.errors import Stopped, UserError
-from ssd_lite.problems.named import load_problems
+from ssd_lite.errors import EXIT_USER_ERROR, Stopped, UserError
 from ssd_lite.recipe import Recipe
 from ssd_lite.recipe_section import Decoding
 from ssd_lite.run_folder import RunFolder
 from ssd_lite.run_lock import run_lock
-from ssd_lite.stages.answers import take
+from ssd_lite.stages import comparison_basis
 from ssd_lite.stages.child import run_command, stop_signals
-from ssd_lite.stages.comparison_arms import problems_of
+from ssd_lite.stages.comparison_cost import cost_of
 from ssd_lite.stages.comparison_folder import ComparisonFolder
 from ssd_lite.stages.comparison_page import render
 from ssd_lite.stages.comparison_plan import (
@@ -28,6 +27,7 @@ from ssd_lite.stages.comparison_plan import (
     training_decoding,
 )
 from ssd_lite.stages.comparison_rows import BEST, CONTROLS, MATCHED, TRAINING, Row, best_decoding, numbers
+from ssd_lite.stages.comparison_sets import check_sets, check_solutions, set_names
 from ssd_lite.stages.comparison_verdict import verdict
 from ssd_lite.stages.pipeline import StageFailed, check_machine, run_stages
 
@@ -37,26 +37,14 @@ Say = Callable[[str], None]
 
 def prepare(path: Path, recipe: Recipe) -> ComparisonFolder:
     """The comparison at `path`, new or gone on with. What it needs is looked for before anything is written."""
+    runs = trained_runs(recipe)
     if not (path / "compare.yaml").is_file():
-        for trained in trained_runs(recipe):
+        for trained in runs:
             check_machine(trained.recipe)
-        _need_tests(recipe)
+    check_sets(recipe, runs)
+    known = (comparison_basis.read(path) or {}).get("sets", {})
+    check_solutions(recipe, [name for name in set_names(recipe) if name not in known])
     return ComparisonFolder.create(path, recipe)
-
-
-def _need_tests(recipe: Recipe) -> None:
-    """Raise UserError now where an arm that grades the training problems would find no tests in them, hours later."""
-    wanted = [arm for arm in recipe.compare.arms if arm in ("rft", "grpo")]
-    if not wanted:
-        return
-    chosen = load_problems(recipe.problems.train, role="train")
-    without = sum(p.test is None for p in take(chosen.problems, recipe.problems.train_limit, recipe.sample.seed))
-    if without:
-        raise UserError(
-            f"{without} training problems have no tests, which {' and '.join(wanted)} needs.",
-            where="problems.train",
-            next_step="Take a set with tests (starter, mbpp:train), or leave these arms out of compare.arms.",
-        )
 
 
 def compare(folder: ComparisonFolder, *, say: Say, stdout: int | None = None) -> dict[str, Any]:
@@ -65,8 +53,8 @@ def compare(folder: ComparisonFolder, *, say: Say, stdout: int | None = None) ->
     Raises Stopped after a signal, UserError where something must be mended, StageFailed where a process broke.
     """
     with run_lock(folder.path) as lock, stop_signals() as asked:
-        work = _Work(folder, lock, asked, say, stdout)
         runs = trained_runs(folder.recipe)
+        work = Work(folder, _settled(folder, runs), lock, asked, say, stdout)
         left_out = {trained.name: why for trained in runs if (why := work.train(trained, runs)) is not None}
         runs = [trained for trained in runs if trained.name not in left_out]
         if not runs:
@@ -84,13 +72,31 @@ def compare(folder: ComparisonFolder, *, say: Say, stdout: int | None = None) ->
     return result
 
 
-class _Work:
+def _settled(folder: ComparisonFolder, runs: Sequence[TrainedRun]) -> dict[str, Any]:
+    """Note what results stand on, or hold everything to the note; returns it."""
+    models = (comparison_basis.read(folder.path) or {}).get("models") or folder.models_there()
+    now = comparison_basis.evaluated_with(folder.recipe)
+    now |= comparison_basis.trained_with(folder.recipe, runs, models)
+    if folder.all_sampled(runs):
+        del now["sampling_engine"]  # the machine that goes on need not have it
+    folder.settle(now)
+    return comparison_basis.read(folder.path) or {}
+
+
+class Work:
     """What is done in processes of its own, and read back from the files they leave."""
 
     def __init__(
-        self, folder: ComparisonFolder, lock: int, asked: Sequence[float], say: Say, stdout: int | None
+        self,
+        folder: ComparisonFolder,
+        note: dict[str, Any],
+        lock: int,
+        asked: Sequence[float],
+        say: Say,
+        stdout: int | None,
     ) -> None:
-        self._folder, self._lock, self._asked, self._say, self._stdout = folder, lock, asked, say, stdout
+        self._folder, self._note, self._lock, self._asked = folder, note, lock, asked
+        self._say, self._stdout = say, stdout
 
     def train(self, trained: TrainedRun, runs: Sequence[TrainedRun]) -> str | None:
         """Sample, curate, train and merge one run, with the samples of an earlier run where they are the same.
@@ -99,20 +105,25 @@ class _Work:
         from; that the other arms can be compared all the same.
         """
         run = self._folder.run(trained)
+        if "merge" not in run.manifest().get("stages", {}):
+            comparison_basis.hold_training_set(self._note, run)
+        if "model" not in run.manifest():
+            run.note("model", self._note["models"]["model"])  # every arm starts from the very same weights
         if _NOTHING in run.manifest():
             run.note(_NOTHING, None)  # of an earlier try
         share_samples(run, [self._folder.run(other) for other in runs[: runs.index(trained)]])
         self._say(f"{trained.name}:")
+        why: str | None = None
         try:
             run_stages(run, trained.stages, self._asked, say=self._say, stdout=self._stdout)
         except UserError:
-            why = run.manifest().get(_NOTHING)
-            if why is None or trained.arm not in ("rft", "grpo"):
+            noted = run.manifest().get(_NOTHING)
+            if noted is None or not trained.is_graded:
                 raise
-            why = str(why).rstrip(".")
+            why = str(noted).rstrip(".")
             self._say(f"{trained.name} is left out: {why}.")
-            return why
-        return None
+        comparison_basis.refuse(run.path, comparison_basis.run_changes(self._note, run))
+        return why
 
     def evaluate(self, orders: Iterable[ArmOrder]) -> None:
         """Evaluate the arms that are missing, one process a model."""
@@ -125,14 +136,26 @@ class _Work:
                 raise Stopped("The comparison stopped between two arms.")
             self._say(f"evaluate {model}: {len(wanted)} arms")
             arguments = ["compare", str(self._folder.path), *(part for o in wanted for part in ("--arm", o.name))]
+            self._folder.failure.unlink(missing_ok=True)
             ended = run_command(arguments, self._lock, self._stdout, self._asked)
             if ended.stopped:
                 raise Stopped("The comparison stopped while it evaluated.")
+            if ended.code == EXIT_USER_ERROR:
+                raise self._error(model)
             if ended.code:
                 raise StageFailed(
                     f"{self._folder.path}: evaluating {model} ended with exit code {ended.code}; what it said stands "
                     "above. The same command goes on."
                 )
+
+    def _error(self, model: str) -> UserError:
+        """The error that ended the process which evaluated a model, in its own words where it left them."""
+        try:
+            words = self._folder.failure.read_text(encoding="utf-8")
+            self._folder.failure.unlink()
+        except FileNotFoundError:
+            words = f"evaluating {model} cannot go on; its error stands above."
+        return UserError(words, next_step="Once that is mended, the same command goes on.")
 
     def choose(self, runs: Sequence[TrainedRun]) -> dict[str, dict[Decoding, list[dict[str, Any]]]]:
         """For the base and each arm of compare.best: the dev reports of every decoding tried, one a seed."""
@@ -191,22 +214,6 @@ def share_samples(run: RunFolder, others: Sequence[RunFolder]) -> None:
             return
 
 
-def _cost(folder: ComparisonFolder, model: str, runs: Sequence[TrainedRun]) -> dict[str, float]:
-    """Tokens and seconds of sampling and training, over the seeds; shared samples count for each arm that uses them."""
-    cost = {"tokens_sampled": 0, "tokens_trained": 0, "seconds": 0.0}
-    for trained in runs:
-        if trained.arm != model:
-            continue
-        run = folder.run(trained)
-        source = run.manifest().get("samples_of")
-        stages = run.manifest()["stages"]
-        sampled = RunFolder.open(run.path.parent / source).manifest()["stages"] if source else stages
-        cost["tokens_sampled"] += sampled.get("sample", {}).get("summary", {}).get("tokens", 0)
-        cost["tokens_trained"] += stages["train"]["summary"].get("tokens_read", 0)
-        cost["seconds"] += sampled.get("sample", {}).get("seconds", 0.0) + stages["train"]["seconds"]
-    return cost
-
-
 def _result(
     folder: ComparisonFolder,
     runs: Sequence[TrainedRun],
@@ -217,12 +224,14 @@ def _result(
     def table(found: Sequence[Row]) -> list[dict[str, Any]]:
         controls = [row for row in found if (row.model, row.role) in CONTROLS]
         seed = folder.recipe.evaluate.seed
-        return [numbers(row, controls, _cost(folder, row.model, runs), seed) for row in found]
+        return [numbers(row, controls, cost_of(folder, row.model, runs), seed) for row in found]
 
     test = table(rows)
+    answered = {"dev": next(iter(tried[BASE].values()))[0]}
+    answered |= {name: dict(found[0].reports[0]) for name, found in {"test": rows, **extra}.items()}
     return {
         **verdict(test, len(rows[0].reports[0]["per_problem"])),
-        "sets": {name: problems_of(folder, name)[1] for name in ("dev", "test", *extra)},
+        "sets": {name: report["problems"] for name, report in answered.items()},
         "n": folder.recipe.evaluate.n,
         "grader": rows[0].reports[0]["grader"]["tier"],
         "seeds": list(folder.recipe.compare.seeds),

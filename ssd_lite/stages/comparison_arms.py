@@ -6,45 +6,40 @@ from collections.abc import Sequence
 from dataclasses import replace
 from typing import Any
 
+from ssd_lite.atomic import write_text
 from ssd_lite.errors import UserError
 from ssd_lite.grading.submissions import Grading, open_grader
-from ssd_lite.problems.named import load_problems
 from ssd_lite.records import Problem
 from ssd_lite.run_folder import RunFolder
-from ssd_lite.stages.answers import take
-from ssd_lite.stages.arm import Arm, describe
+from ssd_lite.stages.arm import Arm
+from ssd_lite.stages.comparison_basis import evaluated_with
 from ssd_lite.stages.comparison_folder import ComparisonFolder
-from ssd_lite.stages.comparison_plan import BASE, ArmOrder, split, trained_runs
+from ssd_lite.stages.comparison_plan import BASE, ArmOrder, completions, trained_runs
+from ssd_lite.stages.comparison_sets import problems_of
 from ssd_lite.stages.evaluate import arm_answering
 from ssd_lite.stages.grade import check_golden
 from ssd_lite.stages.weights import base_weights, tuned_weights
 
 
 def evaluate_arms(folder: ComparisonFolder, orders: Sequence[ArmOrder]) -> list[dict[str, Any]]:
-    """Evaluate arms in this process, each into its folder; goes on after a kill. Returns their reports."""
-    reports = {}
-    for name in dict.fromkeys(order.problems for order in orders):
-        problems, about = problems_of(folder, name)
-        with open_grader(folder.recipe.evaluate.sandbox, problems) as grader:
-            about["golden"] = check_golden(grader, problems)
-            for order in orders:
-                if order.problems == name:
-                    reports[order] = _evaluate(folder, order, problems, about, grader)
+    """Evaluate arms in this process, each into its folder; goes on after a kill. Returns their reports.
+
+    An error that the user can mend is left in `folder.failure` too, for the process that started this one.
+    """
+    try:
+        folder.settle(evaluated_with(folder.recipe))
+        reports = {}
+        for name in dict.fromkeys(order.problems for order in orders):
+            problems, about = problems_of(folder.recipe, name)
+            with open_grader(folder.recipe.evaluate.sandbox, problems) as grader:
+                about["golden"] = check_golden(grader, problems)
+                for order in orders:
+                    if order.problems == name:
+                        reports[order] = _evaluate(folder, order, problems, about, grader)
+    except UserError as error:
+        write_text(folder.failure, error.format_message())
+        raise
     return [reports[order] for order in orders]
-
-
-def problems_of(folder: ComparisonFolder, name: str) -> tuple[list[Problem], dict[str, Any]]:
-    """The problems of a set's name (dev, test, or a problem set), and what a report says of them."""
-    recipe, settings = folder.recipe, folder.recipe.compare
-    if name not in ("dev", "test"):
-        chosen = load_problems(name, role="evaluate")
-        return list(chosen.problems), describe(chosen, chosen.problems, "")
-    chosen = load_problems(recipe.problems.evaluate, role="evaluate")
-    dev, test = split(
-        take(chosen.problems, settings.limit, recipe.evaluate.seed), settings.dev_share, recipe.evaluate.seed
-    )
-    problems = dev if name == "dev" else test
-    return problems, {**describe(chosen, problems, ""), "split": name}
 
 
 def _evaluate(
@@ -55,19 +50,13 @@ def _evaluate(
     recipe = folder.recipe
     run, engine = run_of(folder, order.model), choose_engine(recipe.evaluate.engine)
     model = base_weights(run, engine) if order.model == BASE else tuned_weights(run, engine)
-    n = completions(folder, order.problems)
+    n = completions(recipe, order)
     how = replace(arm_answering(recipe, model, order.decoding), n=n)
     files = folder.arm(order)
     files.path.mkdir(parents=True, exist_ok=True)
     ks = sorted({1, *(k for k in recipe.evaluate.k if k <= n)})  # decodings are chosen by pass@1
     arm = Arm(files, problems, how, ks, recipe.evaluate.block)
     return arm.evaluate(grader, about, order.model)
-
-
-def completions(folder: ComparisonFolder, problems: str) -> int:
-    """Completions a problem on a set."""
-    settings = folder.recipe.compare
-    return {"dev": settings.dev_n, "test": folder.recipe.evaluate.n}.get(problems, settings.extra_n)
 
 
 def run_of(folder: ComparisonFolder, model: str) -> RunFolder:

@@ -130,12 +130,27 @@ def _tried(result: Mapping[str, Any]) -> str:
 def _cost(rows: Rows) -> str:
     seen = {row["model"]: row for row in rows if row["model"] != "base"}
     body = [
-        [name_of(model), f"{row['tokens_sampled']:,}", f"{row['tokens_trained']:,}", duration(row["seconds"])]
+        [
+            name_of(model),
+            _by_seed(row["rows"]),
+            _by_seed(row["steps"]),
+            f"{row['tokens_sampled']:,}",
+            f"{row['tokens_trained']:,}",
+            duration(row["seconds"]),
+        ]
         for model, row in seen.items()
     ]
-    note = "Summed over the seeds. Samples that arms share count for each of them. The base costs neither."
-    head = ["arm", "tokens sampled", "tokens read in training", "time"]
-    return section("What each arm cost", paragraph(note), table(head, body, caption="Sampling and training."))
+    note = (
+        "Rows and optimiser steps seed by seed (of GRPO its completions), the rest summed over the seeds. Samples that "
+        "arms share count for each of them. The time is that of every process. The base costs nothing."
+    )
+    head = ["arm", "rows", "steps", "tokens sampled", "tokens read in training", "time"]
+    caption = "Sampling, curating and training."
+    return section("What each arm learnt from and cost", paragraph(note), table(head, body, caption=caption))
+
+
+def _by_seed(counts: Sequence[int | None]) -> str:
+    return ", ".join("–" if count is None else f"{count:,}" for count in counts)
 
 
 def _sets(result: Mapping[str, Any]) -> str:

@@ -18,6 +18,9 @@ from ssd_lite.records import Problem
 from ssd_lite.run_folder import Stage
 
 BASE = "base"
+# Sections in which a variant may differ; all arms are evaluated alike.
+_OF_VARIANTS = ("sample", "curate", "train", "merge")
+_PER_SEED = ("sample.seed", "train.seed")
 _NAME = re.compile(
     r"(?P<model>.+?)--T(?P<temperature>.+?)-k(?P<top_k>\d+)-p(?P<top_p>.+?)-m(?P<min_p>.+?)--(?P<problems>.+)"
 )
@@ -38,7 +41,12 @@ class TrainedRun:
     @property
     def stages(self) -> tuple[Stage, ...]:
         """What it needs before it can be evaluated; GRPO samples while it trains."""
-        return ("train", "merge") if self.arm == "grpo" else ("sample", "curate", "train", "merge")
+        return ("sample", "curate", "train", "merge") if self.recipe.train.grpo is None else ("train", "merge")
+
+    @property
+    def is_graded(self) -> bool:
+        """Does it learn from the tests of the training problems? Then there may be nothing to learn from."""
+        return self.recipe.curate.only_correct or self.recipe.train.grpo is not None
 
 
 def trained_runs(recipe: Recipe) -> list[TrainedRun]:
@@ -57,8 +65,25 @@ def _recipe_of(recipe: Recipe, arm: str, seed: int) -> Recipe:
     overrides = recipe.compare.variants.get(arm)
     _change(value, "ssd" if overrides is not None else arm, recipe)
     for setting in overrides or ():
+        _need_effect(arm, setting, len(recipe.compare.seeds))
         override(value, setting)
     return validate(value, f"compare, arm {arm}")
+
+
+def _need_effect(variant: str, setting: str, seeds: int) -> None:
+    """Raise UserError for a setting that would change nothing, because arms are evaluated alike, or undo the seeds."""
+    key = setting.partition("=")[0].strip()
+    if key in _PER_SEED and seeds > 1:
+        reason = "compare.seeds says it for every arm"
+    elif key.partition(".")[0] in _OF_VARIANTS or key in ("problems.train", "problems.train_limit"):
+        return
+    else:
+        reason = f"a variant may differ in {', '.join(_OF_VARIANTS)}, problems.train and problems.train_limit"
+    raise UserError(
+        f"the variant {variant} cannot have a {key} of its own: {reason}.",
+        where="compare.variants",
+        next_step="Leave it out there, or set it for the whole recipe.",
+    )
 
 
 def _change(value: dict[str, Any], arm: str, recipe: Recipe) -> None:
@@ -136,6 +161,17 @@ class ArmOrder:
     @property
     def folder_name(self) -> str:
         return re.sub(r"[^A-Za-z0-9._-]", "_", self.name)
+
+
+def completions(recipe: Recipe, order: ArmOrder) -> int:
+    """Completions a problem. On the dev split the base gets as many as an arm with all its seeds.
+
+    Who chooses with more completions chooses better: with fewer, the base would lose by that alone.
+    """
+    settings = recipe.compare
+    if order.problems == "dev":
+        return settings.dev_n * (len(settings.seeds) if order.model == BASE else 1)
+    return recipe.evaluate.n if order.problems == "test" else settings.extra_n
 
 
 def read_order(name: str) -> ArmOrder:

@@ -58,10 +58,10 @@ class Row:
         return [pass_rates(report["per_problem"], k) for report in self.reports]
 
 
-def numbers(row: Row, controls: Sequence[Row], cost: Mapping[str, float], seed: int) -> dict[str, Any]:
+def numbers(row: Row, controls: Sequence[Row], cost: Mapping[str, Any], seed: int) -> dict[str, Any]:
     """What the table says of a row: pass@k with interval, paired differences against each control, rates, cost.
 
-    `cost` is what sampling and training took, summed over the seeds: tokens_sampled, tokens_trained, seconds.
+    `cost` is what `comparison_cost.cost_of` counts: tokens, seconds, and the rows and steps of each seed.
     """
     reports = row.reports
     return {
@@ -104,7 +104,7 @@ def differences(row: Row, control: Row, seed: int) -> dict[str, Any]:
             theirs = [_column_means(theirs)] * len(mine)
         gaps = [[a - b for a, b in zip(one, two, strict=True)] for one, two in zip(mine, theirs, strict=True)]
         interval = nested_bootstrap(gaps, seed)
-        found[str(k)] = {**asdict(interval), "smallest": _smallest(mine, theirs, row, control, interval)}
+        found[str(k)] = {**asdict(interval), "smallest": _smallest(mine, theirs, (row, control), interval, k)}
     return found
 
 
@@ -113,7 +113,7 @@ def _column_means(rates: Sequence[Sequence[float]]) -> list[float]:
 
 
 def _smallest(
-    mine: list[list[float]], theirs: list[list[float]], row: Row, control: Row, interval: Interval
+    mine: list[list[float]], theirs: list[list[float]], rows: tuple[Row, Row], interval: Interval, k: int
 ) -> float | None:
     """The difference that would be claimed in four of five such comparisons.
 
@@ -121,8 +121,8 @@ def _smallest(
     from the width of `interval`, by which claims are judged and which is wider than the spread where there are seeds.
     """
     a, b = _column_means(theirs), _column_means(mine)
-    samples = min(r.reports[0]["n"] * len(r.reports) for r in (row, control))
-    seen, independent = smallest_difference(a, b), smallest_difference(a, n=samples)
+    samples = 2 / sum(1 / (row.reports[0]["n"] * len(row.reports)) for row in rows)
+    seen, independent = smallest_difference(a, b), smallest_difference(a, n=samples, k=k)
     if seen is None or independent is None:
         return None
     return max(seen, independent, smallest_of_interval(interval))
