@@ -17,6 +17,7 @@ FOR_CARDS = [name for name in RECIPES if name.endswith("gb")]
 PRESETS = {
     "llama-3.1-8b-instruct-qlora-24gb": ((0.8, 20, 0.8), (0.7, 20, 0.8), (0.9, 0, 0.8)),
     "qwen3-4b-instruct-qlora-24gb": ((1.6, 20, 0.8), (1.1, 20, 0.8), (0.7, 20, 0.8)),
+    "qwen3-4b-instruct-vllm-qlora-24gb": ((1.6, 20, 0.8), (1.1, 20, 0.8), (0.7, 20, 0.8)),
     "qwen3-4b-thinking-qlora-24gb": ((1.1, 20, 0.95), (0.7, 20, 0.95), (0.6, 20, 0.95)),
     # Not in the paper: borrowed from Qwen3-4B-Thinking-2507, and the file must say so.
     "qwen3-8b-qlora-24gb": ((1.1, 20, 0.95), (0.7, 20, 0.95), (0.6, 20, 0.95)),
@@ -24,6 +25,7 @@ PRESETS = {
 MODELS = {
     "llama-3.1-8b-instruct-qlora-24gb": "meta-llama/Llama-3.1-8B-Instruct",
     "qwen3-4b-instruct-qlora-24gb": "Qwen/Qwen3-4B-Instruct-2507",
+    "qwen3-4b-instruct-vllm-qlora-24gb": "Qwen/Qwen3-4B-Instruct-2507",
     "qwen3-4b-thinking-qlora-24gb": "Qwen/Qwen3-4B-Thinking-2507",
     "qwen3-8b-qlora-24gb": "Qwen/Qwen3-8B",
 }
