@@ -33,9 +33,10 @@ def run_lock(folder: Path) -> Iterator[int]:
     try:
         descriptor = os.open(folder / LOCK_FILE, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o644)
     except OSError as error:
-        raise UserError(
-            f"cannot be written: {error.strerror}.", where=str(folder), next_step="Name a folder of yours with --out."
-        ) from error
+        # Most commands on a run have no --out; those that do (run, compare) go on in a copy as well.
+        is_run = (folder / "recipe.yaml").is_file()
+        advice = "Make it writable, or copy it and name the copy." if is_run else "Name a folder of yours with --out."
+        raise UserError(f"cannot be written: {error.strerror}.", where=str(folder), next_step=advice) from error
     try:
         _take(descriptor, folder)
         yield descriptor
@@ -48,9 +49,7 @@ def _take(descriptor: int, folder: Path) -> None:
         fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except BlockingIOError as error:
         holder = os.pread(descriptor, 4096, 0).decode(errors="replace").strip() or "an unknown process"
-        raise UserError(
-            f"this run is in use by {holder}.", where=str(folder), next_step="Wait for it, or use another --out."
-        ) from error
+        raise UserError(f"is in use by {holder}.", where=str(folder), next_step="Wait for it, or end it.") from error
     except OSError as error:
         raise UserError(
             f"the file system refuses a lock ({error.strerror}).", where=str(folder), next_step="Use a local disk."

@@ -192,6 +192,29 @@ def test_no_write_permission(tmp_path: Path) -> None:
     assert str(file / "e") in refusal(*words, "--out", file / "e")
 
 
+def test_the_advice_for_a_folder_that_cannot_be_written_fits_the_command(tmp_path: Path) -> None:
+    """A lock file that is a folder cannot be opened by anyone, root neither: as on a read-only disk."""
+    run = made_run(tmp_path)
+    (run.path / ".lock").mkdir()
+    for command in ("sample", "curate", "train", "merge", "report"):
+        line = refusal(command, run.path)
+        assert "cannot be written" in line
+        assert "--out" not in line
+        assert "copy it and name the copy" in line
+    words = ("evaluate", "--model", PACKAGED, "--problems", "starter", "--temperature", "0.6")
+    (tmp_path / "e" / ".lock").mkdir(parents=True)
+    assert "--out" in refusal(*words, "--out", tmp_path / "e")
+
+
+def test_grades_do_not_replace_the_problems(tmp_path: Path) -> None:
+    problems = problem_file(tmp_path, problem("a", tests=TESTS))
+    rows = tmp_path / "rows.jsonl"
+    rows.write_text(json.dumps({"problem_id": "a", "index": 0, "program": "f = abs"}) + "\n")
+    before = problems.read_bytes()
+    assert "would replace the file of --problems" in refusal("grade", rows, "--problems", problems, "--out", problems)
+    assert problems.read_bytes() == before
+
+
 def test_run_folder_with_another_recipe(tmp_path: Path) -> None:
     run = made_run(tmp_path)
     run.samples.write_text("{}\n")
@@ -245,6 +268,33 @@ def test_file_that_is_no_gguf(tmp_path: Path) -> None:
     assert "is no GGUF file" in refusal("chat", file, "--prompt", "?")
 
 
+def test_a_gguf_that_cannot_chat_says_what_it_is(tmp_path: Path) -> None:
+    pytest.importorskip("llama_cpp")
+    from gguf import GGUFWriter
+
+    whole = packaged_source().gguf
+    assert whole is not None
+    for size in (1000, 40_000_000):
+        cut = tmp_path / "cut.gguf"
+        with open(whole, "rb") as file:
+            cut.write_bytes(file.read(size))
+        line = refusal("chat", cut, "--prompt", "?")
+        assert f"{cut}: is no whole GGUF" in line
+        assert "Fetch or write the file again" in line
+    for kind, words in {"adapter": "is a LoRA adapter", "imatrix": "its kind is 'imatrix'"}.items():
+        file = tmp_path / f"{kind}.gguf"
+        writer = GGUFWriter(file, "llama")
+        writer.add_type(kind)
+        writer.write_header_to_file()
+        writer.write_kv_data_to_file()
+        writer.write_tensors_to_file()
+        writer.close()
+        line = refusal("chat", file, "--prompt", "?")
+        assert f"{file}: is " in line
+        assert words in line
+        assert ("--lora adapter.gguf" in line) == (kind == "adapter")
+
+
 def test_adapter_of_another_base(tmp_path: Path) -> None:
     packaged_source()
     run = made_run(tmp_path)
@@ -272,3 +322,16 @@ def test_options_that_do_not_go_together(tmp_path: Path) -> None:
     assert "--to: is missing" in refusal("export", folder)
     assert "no GGUF type 'q9'" in refusal("export", folder, "--to", "f16,q9")
     assert "is no folder" in refusal("export", tmp_path / "none", "--to", "f16")
+
+
+def test_a_run_and_a_model_at_once(tmp_path: Path) -> None:
+    run = made_run(tmp_path)
+    line = refusal("evaluate", run.path, "--model", PACKAGED)
+    assert f"--model: and the folder {run.path} exclude each other" in line
+    assert "Leave out --model to evaluate the run" in line
+
+
+@pytest.mark.parametrize("words", [["--to", "q8_0"], ["--imatrix"], ["--out", "x"], ["--no-check"]])
+def test_the_adapter_alone_takes_no_option_of_whole_models(words: list[str], tmp_path: Path) -> None:
+    line = refusal("export", made_run(tmp_path).path, "--adapter-only", *words)
+    assert line.startswith(f"{words[0]}: does not go with --adapter-only")

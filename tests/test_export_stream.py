@@ -19,9 +19,14 @@ from ssd_lite.engines.imatrix_file import read_imatrix
 from ssd_lite.engines.model_source import resolve_model
 from ssd_lite.errors import Stopped, UserError
 from ssd_lite.recipe import Recipe
+from ssd_lite.recipe_section import Decoding
 from ssd_lite.run_folder import RunFolder
+from ssd_lite.stages.chat import ChatOptions, open_model
+from ssd_lite.stages.chat_file import file_decoding
 from ssd_lite.stages.export import export, export_folder, export_more, tuned_gguf
 from ssd_lite.stages.merge import merge
+from ssd_lite.stages.push_files import pieces, refuse_what_is_not_there
+from ssd_lite.stages.serving import served_files
 
 pytest.importorskip("llama_cpp")
 pytest.importorskip("peft")
@@ -280,3 +285,108 @@ def test_texts_that_are_none_are_refused_before_anything_is_written(base: Path, 
     run.train_rows.unlink()
     with pytest.raises(UserError, match="has no training rows"):
         export(run)
+
+
+def _served(run: RunFolder) -> tuple[list[str], str]:
+    """The files that SERVING.md lists, and the one that the Modelfile names."""
+    named = served_files(run.gguf / "SERVING.md")
+    assert named is not None
+    return named, (run.gguf / "Modelfile").read_text().split("FROM ./", 1)[1].split()[0]
+
+
+def _pushed(run: RunFolder) -> set[str]:
+    refuse_what_is_not_there(run, "gguf")
+    return {piece.name for piece in pieces(run, "gguf", {"gguf": "me/tiny-gguf"})}
+
+
+def test_a_later_export_is_noted_served_and_pushed_with_the_first(base: Path, tmp_path: Path) -> None:
+    run = _make_run(tmp_path / "run", base, export={"types": ["q4_k_m"], "check": False})
+    stage = export(run)
+    before = run.manifest()["stages"]["export"]
+    export_more(run, ["q4_k_m", "q8_0"], imatrix="auto", check=False)
+    assert export(run) == stage
+    assert run.manifest()["stages"]["export"] == before, "the stage's summary and digest stay"
+    (later,) = run.manifest()["later_exports"]
+    assert [file["path"] for file in later["files"]] == ["gguf/tiny-imatrix-q4_k_m.gguf", "gguf/tiny-q8_0.gguf"]
+    assert later["imatrix"] == "gguf/tiny-imatrix.gguf"
+    assert later["checks"]["template"]["equal"]
+    first, *others = ["tiny-q4_k_m.gguf", "tiny-imatrix-q4_k_m.gguf", "tiny-q8_0.gguf"]
+    assert _served(run) == ([first, *others], first)
+    assert "(q4_k_m, with importance matrix)" in (run.gguf / "SERVING.md").read_text()
+    assert _pushed(run) >= {first, *others, "tiny-imatrix.gguf", "Modelfile", "SERVING.md"}
+    # Again: noted once. Elsewhere: an export of its own, as its files are not the run's.
+    export_more(run, ["q8_0"], run.path / "gguf" / ".." / "gguf", check=False)
+    export_more(run, ["f16"], tmp_path / "elsewhere", check=False)
+    noted = [file["path"] for entry in run.manifest()["later_exports"] for file in entry["files"]]
+    assert sorted(noted) == ["gguf/tiny-imatrix-q4_k_m.gguf", "gguf/tiny-q8_0.gguf"]
+    assert _served(run)[1] == first
+
+
+def test_what_is_deleted_is_not_served_nor_pushed_any_more(base: Path, tmp_path: Path) -> None:
+    run = _make_run(tmp_path / "run", base, export={"types": ["q4_k_m"], "check": False})
+    export(run)
+    export_more(run, ["q8_0"], check=False)
+    (run.gguf / "tiny-q8_0.gguf").unlink()
+    with pytest.raises(UserError, match=f"names tiny-q8_0.gguf, .*Type: ssd-lite export {run.path}"):
+        refuse_what_is_not_there(run, "gguf")
+    export(run)
+    assert _served(run) == (["tiny-q4_k_m.gguf"], "tiny-q4_k_m.gguf")
+    assert "tiny-q8_0.gguf" not in _pushed(run)
+    # The first file goes and comes back: it is the one that commands name, later ones are named too.
+    export_more(run, ["q8_0"], check=False)
+    (run.gguf / "tiny-q4_k_m.gguf").unlink()
+    export(run)
+    assert _served(run) == (["tiny-q4_k_m.gguf", "tiny-q8_0.gguf"], "tiny-q4_k_m.gguf")
+
+
+def test_a_file_of_a_run_chats_under_its_own_law(base: Path, tmp_path: Path) -> None:
+    tuned = {"temperature": 1.1, "top_k": 40, "top_p": 0.9, "min_p": 0.05}
+    run = _make_run(tmp_path / "run", base, evaluate={"tuned": tuned})
+    file = tuned_gguf(run, "q8_0")
+    model = open_model(file, ChatOptions(max_new_tokens=7))
+    law = (model.settings.temperature, model.settings.top_k, model.settings.top_p, model.settings.min_p)
+    assert law == (1.1, 40, 0.9, 0.05)
+    assert model.settings.max_new_tokens == 7, "an option wins"
+    assert model.title == f"{file} · temperature 1.1, top-k 40, top-p 0.9, min-p 0.05, from the file"
+    plain = Path(export_folder(base, ["q8_0"], tmp_path / "plain", check=False)["files"][0]["path"])
+    model = open_model(plain, ChatOptions())
+    assert (model.settings.temperature, model.settings.top_k, model.settings.top_p) == (0.7, 20, 0.8)
+    assert "dequantised" not in model.title
+
+
+def test_a_cut_file_is_not_pushed(base: Path, tmp_path: Path) -> None:
+    run = _make_run(tmp_path / "run", base, export={"types": ["q4_k_m"], "check": False})
+    export(run)
+    file = run.gguf / "tiny-q4_k_m.gguf"
+    file.write_bytes(file.read_bytes()[:-1])
+    export(run)
+    with pytest.raises(UserError, match="is missing or cut"):
+        refuse_what_is_not_there(run, "gguf")
+
+
+@pytest.mark.parametrize(
+    ("written", "law"),
+    [
+        ({"temp": 0.0}, (1.0, 1, 0.8, 0.0)),
+        ({"temp": 0.5, "top_k": -1}, (0.5, 0, 0.8, 0.0)),
+        ({"top_p": 0.5, "min_p": 0.25}, (0.7, 20, 0.5, 0.25)),
+        ({"temp": 0.5, "top_p": 7.0}, None),
+        ({}, None),
+    ],
+)
+def test_laws_of_other_programs(written: dict[str, float], law: tuple[float, ...] | None, tmp_path: Path) -> None:
+    from gguf import GGUFWriter
+
+    file = tmp_path / "other.gguf"
+    writer = GGUFWriter(file, "llama")
+    writer.add_tokenizer_model("none")
+    writer.add_vocab_size(10)
+    for key, value in written.items():
+        add = writer.add_int32 if key == "top_k" else writer.add_float32
+        add(f"general.sampling.{key}", value)
+    writer.write_header_to_file()
+    writer.write_kv_data_to_file()
+    writer.write_tensors_to_file()
+    writer.close()
+    found = file_decoding(file, Decoding(temperature=0.7))
+    assert law == (found and (found.temperature, found.top_k, found.top_p, found.min_p))

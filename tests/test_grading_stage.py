@@ -1,7 +1,9 @@
 """`ssd-lite grade`: sample files in, grades and a summary out; interchange files for other harnesses."""
 
 import json
+import os
 import shutil
+from pathlib import Path
 
 import pytest
 
@@ -10,6 +12,7 @@ from ssd_lite.grading.interchange import Interchange, write_evalplus, write_live
 from ssd_lite.grading.steps import Submission
 from ssd_lite.problem_tests import FunctionalTest
 from ssd_lite.records import Problem
+from ssd_lite.stages import grade as stage
 from ssd_lite.stages.grade import grade_file
 
 needs_bubblewrap = pytest.mark.skipif(shutil.which("bwrap") is None, reason="bubblewrap is not installed")
@@ -104,3 +107,57 @@ def test_grade_writes_what_other_harnesses_read(tmp_path):
     assert [line["task_id"] for line in lines] == ["a", "b", "a", "b"]
     assert {line["solution"] for line in lines} == {GOOD}
     assert [len(entry["code_list"]) for entry in json.loads(livecodebench.read_text())] == [2, 2]
+
+
+def test_an_output_that_would_replace_a_file_of_the_same_command_is_refused_before_grading(tmp_path):
+    row = {"problem_id": "a", "index": 0, "program": GOOD}
+    file = samples(tmp_path, row)
+    before = file.read_bytes()
+    link, hard, problems = tmp_path / "link.jsonl", tmp_path / "hard.jsonl", tmp_path / "problems.jsonl"
+    link.symlink_to(file)
+    hard.hardlink_to(file)
+    problems.write_text("{}")
+    new = tmp_path / "new.jsonl"
+    cases = [
+        ({"out": file}, "--out: .*samples.jsonl would replace the file of SAMPLES"),
+        ({"out": tmp_path / ".." / tmp_path.name / "samples.jsonl"}, "--out: .* of SAMPLES"),
+        ({"out": link}, "--out: .* of SAMPLES"),
+        ({"out": hard}, "--out: .* of SAMPLES"),
+        ({"out": problems}, "--out: .* of --problems"),
+        ({"interchange": Interchange(evalplus=file)}, "--evalplus: .* of SAMPLES"),
+        ({"interchange": Interchange(livecodebench=file)}, "--livecodebench: .* of SAMPLES"),
+        ({"out": new, "interchange": Interchange(evalplus=new)}, "--evalplus: .* of --out"),
+        ({"out": new, "interchange": Interchange(livecodebench=new)}, "--livecodebench: .* of --out"),
+        ({"interchange": Interchange(new, new)}, "--livecodebench: .* of --evalplus"),
+    ]
+    for options, words in cases:
+        with pytest.raises(UserError, match=words):
+            grade_file(file, PROBLEMS, problem_file=problems, **options)
+    part = tmp_path / "grades.jsonl.part"
+    part.write_bytes(before)
+    with pytest.raises(UserError, match="of SAMPLES"):
+        grade_file(part, PROBLEMS, out=tmp_path / "grades.jsonl")
+    assert file.read_bytes() == part.read_bytes() == before
+    assert not new.exists()
+
+
+@pytest.mark.parametrize("option", ["out", "evalplus", "livecodebench"])
+def test_an_output_that_cannot_be_written_is_noticed_before_grading(tmp_path, monkeypatch, option):
+    def graded(*words):
+        raise AssertionError("a grader was opened")
+
+    monkeypatch.setattr(stage, "open_grader", graded)
+    file = samples(tmp_path, {"problem_id": "a", "index": 0, "program": GOOD})
+    (tmp_path / "folder.jsonl").mkdir()
+    (tmp_path / "file").write_text("")
+    bad = [tmp_path / "none" / "g.jsonl", tmp_path / "folder.jsonl", tmp_path / "file" / "g.jsonl"]
+    if os.getuid():  # root may write everywhere
+        (tmp_path / "closed").mkdir(mode=0o500)
+        bad.append(tmp_path / "closed" / "g.jsonl")
+    for path in bad:
+        options = {"out": path} if option == "out" else {"interchange": Interchange(**{option: path})}
+        with pytest.raises(UserError, match=f"--{option}: cannot write .*{path.name}"):
+            grade_file(file, PROBLEMS, **options)
+    with pytest.raises(AssertionError, match="was opened"):
+        grade_file(file, PROBLEMS, out=tmp_path / "good.jsonl", interchange=Interchange(evalplus=Path("/dev/null")))
+    assert sorted(path.name for path in tmp_path.iterdir() if path.is_file()) == ["file", "samples.jsonl"]

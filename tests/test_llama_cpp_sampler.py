@@ -107,11 +107,12 @@ def test_the_entropy_is_that_of_the_laws(open_sampler, prompts) -> None:
     assert 0 <= max(c.entropy_nats for c in cold) < 0.1 < min(c.entropy_nats for c in hot) < np.log(20)
 
 
-def test_tokens_are_counted_prompts_once_a_group(open_sampler, prompts) -> None:
+def test_drawn_tokens_are_counted_and_prompts_are_read_once_a_group(open_sampler, prompts) -> None:
     counted: list[int] = []
     requests = requests_for(prompts[:1], 4)
     found = list(open_sampler(4).sample(requests, HOT, counted.append))
-    assert sum(counted) == len(prompts[0].ids) + sum(len(c.ids) for c in found)
+    assert sum(counted) == sum(len(c.ids) for c in found)
+    assert counted.count(0) == 1, "told of one block of one prompt: the other three copy it"
 
 
 def test_a_copied_prompt_gives_the_logits_of_a_computed_one(packaged_model, prompts) -> None:

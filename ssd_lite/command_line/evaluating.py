@@ -63,6 +63,12 @@ def evaluate(folder: Path | None, strict: bool, as_json: bool, **options: Any) -
         if strict:
             raise UserError("goes with a run, which has two models.", where="--strict", next_step="Leave it out.")
         return _evaluate_model(given)
+    if "model" in given:
+        raise UserError(
+            f"and the folder {folder} exclude each other: either a run is evaluated or a model.",
+            where="--model",
+            next_step=f"Leave out --model to evaluate the run, or {folder} to evaluate the model.",
+        )
     if given:
         raise UserError(
             "goes with --model; a run is evaluated as its recipe.yaml says.",
@@ -173,6 +179,7 @@ def grade(samples: Path, problems: str, as_json: bool, **options: Any) -> Answer
         out=options["out"],
         block=options["block"],
         interchange=Interchange(options["evalplus"], options["livecodebench"]),
+        problem_file=Path(problems) if Path(problems).is_file() else None,
     )
     rates = [f"{key}: {100 * value:.1f} %" for key, value in done.items() if key.startswith("pass@")]
     verdicts = ", ".join(f"{count} {verdict}" for verdict, count in done["verdicts"].items())

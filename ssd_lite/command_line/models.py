@@ -80,6 +80,13 @@ def _of_run(run: RunFolder, adapter_only: bool, asked: _Asked) -> Answer:
         option = "--adapter" if asked.adapter is not None else "--threads"
         raise UserError("is for model folders; a run has its own.", where=option, next_step="Leave it out.")
     if adapter_only:
+        unused = {"--to": asked.to, "--imatrix": asked.imatrix, "--out": asked.out, "--no-check": asked.no_check}
+        for name in (name for name, value in unused.items() if value):
+            raise UserError(
+                "does not go with --adapter-only, which writes one file in float32.",
+                where=name,
+                next_step=f"Leave out {name}, or --adapter-only.",
+            )
         return _adapter(run)
     if asked.to or asked.out or asked.imatrix or asked.no_check:
         types = None if asked.to is None else _types(asked.to)

@@ -129,14 +129,15 @@ class _Draw(LogitsProcessor):  # type: ignore[misc]
         self._open = set(range(len(batch)))
         self._started = time.monotonic()
         self.all_ended = _AllEnded(self)
-        count_tokens(sum(len(request.prompt.ids) for request in batch))
+        count_tokens(0)  # nothing is drawn yet, but a stop is heard before the prompts are read
 
     def __call__(self, input_ids: Any, scores: Any) -> Any:
         law = _law(scores, self._settings)
         # A row that has ended still draws, to keep rows aligned; what it draws is thrown away.
         drawn = law.draw([next(uniforms) for uniforms in self._uniforms])
         entropies, counts = law.entropies(), law.counts()
-        for row in tuple(self._open):
+        written = tuple(self._open)
+        for row in written:
             self._ids[row].append(int(drawn[row]))
             self._entropy[row] += entropies[row]
             self._survivors[row] += counts[row]
@@ -144,7 +145,7 @@ class _Draw(LogitsProcessor):  # type: ignore[misc]
                 self._targets[row].add(law.ids[row], law.probs[row])
             if self._ids[row][-1] in self._end_ids:
                 self._open.discard(row)
-        self._count(len(self._open))
+        self._count(len(written))
         now = time.monotonic()
         self._tuner.step(now - self._started, len(self._batch))
         self._started = now

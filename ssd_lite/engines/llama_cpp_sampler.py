@@ -20,6 +20,8 @@ from ssd_lite.engines.threads import ThreadTuner
 from ssd_lite.records import SamplingSettings
 
 KV_BUDGET_BYTES = 2 * 2**30
+PROMPT_BLOCK = 512
+"""Tokens of a prompt that are read at once: the least that a context takes."""
 
 
 @dataclass
@@ -131,10 +133,12 @@ class _Loop:
             if sibling is not None:
                 self._context.copy(sibling, slot, len(prompt))
                 return self._last_prompt[1]
-        logits = self._context.prefill(slot, prompt)
-        self._count(len(prompt))
-        self._last_prompt = (prompt, logits)
-        return logits
+        logits = np.empty((0, 0), dtype=np.float32)
+        for start in range(0, len(prompt), PROMPT_BLOCK):
+            self._count(0)  # nothing is drawn yet, but a stop is heard while a long prompt is read
+            logits = self._context.read(slot, prompt[start : start + PROMPT_BLOCK], start, {len(prompt) - 1})
+        self._last_prompt = (prompt, logits[0].copy())
+        return self._last_prompt[1]
 
     def _step(self) -> Iterator[Completion]:
         # llama.cpp computes sequences together only where their numbers follow one another in the batch: in falling

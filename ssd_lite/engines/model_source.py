@@ -91,8 +91,7 @@ def _gguf_source(name: str, kind: Literal["packaged", "gguf"], path: Path) -> Mo
         raise UserError(
             "is no GGUF file.", where=str(path.absolute()), next_step="Name a GGUF, or the folder of a model."
         )
-    note = f"{path.name}, dequantised once into the cache for training and conversion"
-    return ModelSource(name, kind, None, path, None, file_sha256(path), note)
+    return ModelSource(name, kind, None, path, None, file_sha256(path), path.name)
 
 
 def _folder_note(folder: Path) -> str:

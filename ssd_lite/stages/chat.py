@@ -15,6 +15,7 @@ from ssd_lite.errors import UserError
 from ssd_lite.recipe_section import Decoding
 from ssd_lite.records import SamplingSettings
 from ssd_lite.run_folder import RunFolder
+from ssd_lite.stages.chat_file import file_decoding
 from ssd_lite.stages.conversation import Conversation
 from ssd_lite.stages.export_check import PLAIN_DECODING
 from ssd_lite.stages.side_by_side import NARROWEST, Columns, visible
@@ -104,7 +105,10 @@ def open_model(target: str | Path, options: ChatOptions) -> ChatModel:
         source = resolve_model(str(target), key="MODEL")
         # A GGUF answers itself; a folder is converted once.
         gguf = source.gguf or gguf_file(source, "q8_0", threads=options.threads)
-        return _model(gguf, PLAIN_DECODING, f"{source.name} ({source.note})", options, None)
+        own = file_decoding(gguf, PLAIN_DECODING)
+        title = source.name if Path(source.name).name == source.note else f"{source.name} ({source.note})"
+        model = _model(gguf, own or PLAIN_DECODING, title, options, None)
+        return replace(model, title=f"{model.title}, from the file") if own else model
     run = RunFolder.open(Path(target).expanduser())
     threads = options.threads or run.recipe.threads
     if options.base:

@@ -13,10 +13,11 @@ from ssd_lite.recipe import Export
 from ssd_lite.recipe_section import Decoding, GgufType
 from ssd_lite.run_folder import RunFolder
 from ssd_lite.stages.export_check import Replying, check_exported, check_run
-from ssd_lite.stages.export_files import write_files
+from ssd_lite.stages.export_files import gguf_path, write_files
 from ssd_lite.stages.export_source import Source, adapter_source, folder_source, tuned_source
 from ssd_lite.stages.importance import AUTO, Importance, importance_of, run_importance
-from ssd_lite.stages.serving import write_serving
+from ssd_lite.stages.later_exports import exported_files, note_export
+from ssd_lite.stages.serving import GUIDE, served_files, write_serving
 
 TYPES: tuple[str, ...] = get_args(GgufType)
 _BESIDE = ("modelfile", "preset", "guide", "imatrix")
@@ -41,6 +42,7 @@ def export(run: RunFolder) -> dict[str, Any]:
     """
     done = run.done("export")
     if done is not None and all(Path(run.path / file["path"]).is_file() for file in done["files"]):
+        _serve_what_is_there(run)
         return done
     started, recipe = time.monotonic(), run.recipe
     importance = run_importance(run) if recipe.export.imatrix else None
@@ -63,6 +65,8 @@ def export_more(
 ) -> dict[str, Any]:
     """Other GGUFs of a run than its recipe names, by default into gguf/ too; the run's own files and summary stay.
 
+    Those in gguf/ are noted in the manifest, named by what serves the run, and pushed with it; another `out` is not.
+
     `imatrix` is "auto" for the training rows, or a file as in `export_folder`.
     """
     chosen = known_types(types) if types is not None else list(run.recipe.export.types)
@@ -71,7 +75,8 @@ def export_more(
         importance = run_importance(run)
     elif imatrix is not None:
         importance = importance_of(Path(imatrix), tuned_source(run).folder, run.recipe.export.imatrix_tokens)
-    return _export_run(run, chosen, out or run.gguf, importance, check)
+    into = run.gguf if out is None or out.resolve() == run.gguf.resolve() else out
+    return _export_run(run, chosen, into, importance, check, later=True)
 
 
 def export_folder(
@@ -138,28 +143,64 @@ def tuned_gguf(run: RunFolder, gguf_type: str) -> Path:
 
 
 def _export_run(
-    run: RunFolder, types: Sequence[str], out: Path, importance: Importance | None, check: bool
+    run: RunFolder,
+    types: Sequence[str],
+    out: Path,
+    importance: Importance | None,
+    check: bool,
+    *,
+    later: bool = False,
 ) -> dict[str, Any]:
-    recipe = run.recipe
-
     def checked(paths: Mapping[str, Path], source: Source) -> dict[str, Any]:
         return check_run(run, paths, source.folder, measure=check, has_weights=source.has_weights)
 
-    how = _How(
+    if out != run.gguf:
+        return _export(tuned_source(run), types, out, checked, _how(run, importance))
+
+    source, how, before = tuned_source(run), _how(run, importance), _exported(run)
+    if later:
+        return _export(source, types, out, checked, how, before=before, note=lambda summary: note_export(run, summary))
+    return _export(source, types, out, checked, how, after=before)
+
+
+def _how(run: RunFolder, importance: Importance | None = None) -> _How:
+    recipe = run.recipe
+    return _How(
         importance,
         recipe.threads,
         decoding=recipe.evaluate.tuned,
         enable_thinking=recipe.model.enable_thinking,
         max_new_tokens=recipe.evaluate.max_new_tokens,
     )
-    return _export(tuned_source(run), types, out, checked, how, beside=_exported(run) if out == run.gguf else {})
 
 
-def _exported(run: RunFolder) -> dict[str, Path]:
-    """The files of an export that is done: what serves a run names them too when others join them."""
-    done = run.done("export") or {"files": []}
-    paths = {file["type"]: run.path / file["path"] for file in done["files"]}
-    return {gguf_type: path for gguf_type, path in paths.items() if path.is_file()}
+def _exported(run: RunFolder) -> list[tuple[str, Path]]:
+    """The files of all exports so far: what serves a run names them too when others join them."""
+    return [(file["type"], run.path / file["path"]) for file in exported_files(run)]
+
+
+def _serve_what_is_there(run: RunFolder) -> None:
+    """Write Modelfile and guide again where files that they name are gone, or are not known to the manifest."""
+    named, files = served_files(run.gguf / GUIDE), _exported(run)
+    if files and named is not None and set(named) != {path.name for _, path in files}:
+        _serve(tuned_source(run), files, _how(run))
+
+
+def _serve(source: Source, files: Sequence[tuple[str, Path]], how: _How) -> dict[str, Any]:
+    """What stands beside the files; of two of one type, one was made with a matrix and one without."""
+    named: dict[str, Path] = {}
+    for gguf_type, path in dict.fromkeys(files):
+        plain = path.name == gguf_path(path.parent, source.name, gguf_type).name
+        other = f"{gguf_type}, {'without' if plain else 'with'} importance matrix"
+        named[other if gguf_type in named else gguf_type] = path
+    return write_serving(
+        source.folder,
+        named,
+        source.name,
+        decoding=how.decoding,
+        enable_thinking=how.enable_thinking,
+        max_new_tokens=how.max_new_tokens,
+    )
 
 
 def _export(
@@ -169,9 +210,15 @@ def _export(
     check: Check,
     how: _How,
     *,
-    beside: Mapping[str, Path] | None = None,
+    before: Sequence[tuple[str, Path]] = (),
+    after: Sequence[tuple[str, Path]] = (),
+    note: Callable[[Mapping[str, Any]], None] = lambda summary: None,
 ) -> dict[str, Any]:
-    """Files, then what stands beside them, then the checks, which need both."""
+    """Files, then the checks, then what serves them: what fails a check is not offered.
+
+    `before` and `after` are files that are served too, the first of all as the one that commands name; `note` is told
+    of the summary before anything names the files.
+    """
     from ssd_lite.engines.gguf_check import check_vocabulary
 
     written = write_files(source, types, out, decoding=how.decoding, importance=how.importance, threads=how.threads)
@@ -181,13 +228,7 @@ def _export(
         {"type": t, "path": str(p), "bytes": p.stat().st_size, "seconds": round(written.seconds.get(t, 0.0), 2)}
         for t, p in written.paths.items()
     ]
-    serving = write_serving(
-        source.folder,
-        {**(beside or {}), **written.paths},
-        source.name,
-        decoding=how.decoding,
-        enable_thinking=how.enable_thinking,
-        max_new_tokens=how.max_new_tokens,
-    )
     matrix = {"imatrix": str(written.imatrix)} if written.imatrix else {}
-    return {"files": files, **matrix, **serving, "checks": check(written.paths, source)}
+    summary = {"files": files, **matrix, "checks": check(written.paths, source)}
+    note(summary)
+    return {**summary, **_serve(source, [*before, *written.paths.items(), *after], how)}

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import errno
 import json
 import os
+import tempfile
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -37,15 +39,20 @@ def grade_file(
     block: Block = "last",
     workers: int | None = None,
     interchange: Interchange | None = None,
+    problem_file: Path | None = None,
 ) -> dict[str, Any]:
     """Grade a file of samples and return a summary: counts of verdicts, pass@k, isolation, golden check.
 
     SAMPLES lines are `{"problem_id", "index", "completion"}` or `{"problem_id", "index", "program"}`. With `out`,
     grades are written there, one `{"problem_id", "index", "verdict", "detail", "cpu_s"}` a line, in the order of the
     samples; the file appears whole, at the end. `interchange` names files that other harnesses read, with the
-    same programs. Raises UserError for a file or line that cannot be used, and for a
-    golden solution that fails.
+    same programs; `problem_file` is where the problems came from, if from a file. Raises UserError for a file or line
+    that cannot be used, before anything is graded for a file that cannot be written or would replace another of
+    these, and for a golden solution that fails.
     """
+    also = interchange or Interchange()
+    written = {"--out": out, "--evalplus": also.evalplus, "--livecodebench": also.livecodebench}
+    _refuse_outputs({"SAMPLES": samples, "--problems": problem_file}, written)
     by_id = {problem.id: problem for problem in problems}
     read = _read_samples(samples, by_id, block)
     used = {submission.problem.id for submission in read.submissions}
@@ -90,6 +97,49 @@ def summary(grades: Sequence[Grade]) -> dict[str, Any]:
     }
     verdicts = dict(Counter(grade.verdict for grade in grades).most_common())
     return {"problems": len(passes), "samples": len(grades), "verdicts": verdicts, **rates}
+
+
+def _refuse_outputs(inputs: Mapping[str, Path | None], outputs: Mapping[str, Path | None]) -> None:
+    """Raise UserError for an output that is an input, or another output, or cannot be written: grading takes long."""
+    taken = {name: path for name, path in inputs.items() if path is not None}
+    for option, path in outputs.items():
+        if path is None:
+            continue
+        parts = [path, _part(path)] if option == "--out" else [path]
+        for name, other in taken.items():
+            if any(_same(part, other) for part in parts):
+                raise UserError(
+                    f"{path} would replace the file of {name}.", where=option, next_step="Name another file."
+                )
+        taken |= {option: path}
+        try:
+            _refuse_unwritable(path)
+        except OSError as error:
+            raise UserError(
+                f"cannot write {path}: {error.strerror}.",
+                where=option,
+                next_step="Name a file in a folder that is there and yours.",
+            ) from None
+
+
+def _same(one: Path, other: Path) -> bool:
+    return one.resolve() == other.resolve() or (one.is_file() and other.is_file() and one.samefile(other))
+
+
+def _refuse_unwritable(path: Path) -> None:
+    """Raise OSError where a file cannot be written or made; an unnamed file shows it for the folder, root or not."""
+    if path.is_dir():
+        raise IsADirectoryError(errno.EISDIR, os.strerror(errno.EISDIR))
+    if not path.exists() or path.is_file():
+        with tempfile.TemporaryFile(dir=path.resolve().parent):
+            pass
+    if path.exists() and not os.access(path, os.W_OK):
+        raise PermissionError(errno.EACCES, os.strerror(errno.EACCES))
+
+
+def _part(path: Path) -> Path:
+    """Where grades are written before they take their name."""
+    return path.with_name(path.name + ".part")
 
 
 def _read_samples(path: Path, problems: Mapping[str, Problem], block: Block) -> _Read:
@@ -146,7 +196,7 @@ def _object(line: bytes, where: str) -> dict[str, Any]:
 
 def _write_grades(path: Path, grades: Sequence[Grade]) -> None:
     text = "".join(json.dumps(to_json(grade)) + "\n" for grade in grades)
-    part = path.with_name(path.name + ".part")
+    part = _part(path)
     try:
         part.write_text(text, encoding="utf-8")
         os.replace(part, path)

@@ -15,9 +15,11 @@ from ssd_lite.errors import UserError
 from ssd_lite.recipe_file import dump_recipe
 from ssd_lite.run_folder import RunFolder, Stage, stages_of
 from ssd_lite.stages.base_model import base_model
+from ssd_lite.stages.later_exports import exported_files, later_matrices
 from ssd_lite.stages.push_cards import model_text, report_text, samples_text
 from ssd_lite.stages.push_privacy import Privacy
 from ssd_lite.stages.push_samples import write_samples
+from ssd_lite.stages.serving import GUIDE, served_files
 
 RepoType = Literal["model", "dataset", "space"]
 MARK = "ssd_lite_push.json"
@@ -82,6 +84,7 @@ def refuse_what_is_not_there(run: RunFolder, what: str) -> None:
         case "gguf":
             for file in summary["files"]:
                 _refuse_missing(run, run.path / file["path"], stage, file["bytes"])
+            _refuse_unknown(run)
         case "report":
             _refuse_missing(run, run.report, stage)
         case "samples":
@@ -91,6 +94,18 @@ def refuse_what_is_not_there(run: RunFolder, what: str) -> None:
 def _refuse_missing(run: RunFolder, path: Path, stage: Stage, size: int | None = None) -> None:
     if not path.is_file() or (size is not None and path.stat().st_size != size):
         raise UserError("is missing or cut.", where=str(path), next_step=f"Type: ssd-lite {stage} {run.path}")
+
+
+def _refuse_unknown(run: RunFolder) -> None:
+    """Modelfile and guide travel with what they name, or not at all."""
+    sent = {Path(file["path"]).name for file in exported_files(run)}
+    unknown = next((name for name in served_files(run.gguf / GUIDE) or [] if name not in sent), None)
+    if unknown is not None:
+        raise UserError(
+            f"names {unknown}, which is missing, cut or not noted in the manifest.",
+            where=str(run.gguf / GUIDE),
+            next_step=f"Type: ssd-lite export {run.path}",
+        )
 
 
 def _refuse_broken(folder: Path) -> None:
@@ -132,7 +147,8 @@ def pieces(run: RunFolder, what: str, repos: Mapping[str, str]) -> list[Piece]:
         case "gguf":
             summary = run.require("export")
             beside = [summary[key] for key in _BESIDE_GGUF if key in summary]
-            found = {Path(name).name: run.path / name for name in [*(f["path"] for f in summary["files"]), *beside]}
+            sent = [*(file["path"] for file in exported_files(run)), *beside, *later_matrices(run)]
+            found = {Path(name).name: run.path / name for name in sent}
             found |= _licences(run)
         case "report":
             found = {str(path.relative_to(run.path)): path for path in _report_files(run)}

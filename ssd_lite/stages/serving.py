@@ -130,6 +130,13 @@ def preset(served: Served) -> dict[str, Any]:
     }
 
 
+def served_files(file: Path) -> list[str] | None:
+    """The GGUFs that a guide lists; None where there is none."""
+    if not file.is_file():
+        return None
+    return re.findall(r"^- `(.+)` \(", file.read_text(encoding="utf-8"), re.MULTILINE)
+
+
 def guide(served: Served, preset_name: str) -> str:
     """How to serve the files, with the decoding they were evaluated under."""
     law = served.decoding
@@ -168,4 +175,6 @@ Import `{preset_name}` under Presets. A preset cannot set the order of samplers 
 ## ssd-lite
 
     ssd-lite chat {quoted}
+
+It takes the decoding out of the file; where none stands there, temperature 0.7, top-k 20, top-p 0.8.
 """
