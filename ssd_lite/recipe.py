@@ -6,6 +6,7 @@ from typing import Annotated, Literal
 
 from pydantic import Field, model_validator
 
+from ssd_lite.recipe_export import Export
 from ssd_lite.recipe_measuring import Compare, Evaluate, Report
 from ssd_lite.recipe_section import Decoding, GgufType, Positive, Rate, Section, Seed, Temperature
 from ssd_lite.recipe_server import Server
@@ -181,21 +182,6 @@ class Merge(Section):
     dequantised (no gap to what was trained, but the error of NF4 stays in the weights)."""
     check_prompts: Annotated[int, Field(ge=0)] = 8
     """Training samples on which the merged model is compared with base + adapter as trained; 0 leaves it out."""
-
-
-class Export(Section):
-    """GGUF files of the merged model."""
-
-    types: Annotated[list[GgufType], Field(min_length=1)] = ["q8_0", "q4_k_m"]
-    """One file each, from the merged weights; quantised by llama.cpp."""
-    imatrix: bool = False
-    """Let an importance matrix of the training prompts and completions, computed by llama.cpp, guide all types below
-    q8_0; those of 1 and 2 bits and iq3_xs, iq3_xxs need one."""
-    imatrix_tokens: Positive = 32768
-    """Tokens that the matrix is computed from, about; whole training rows are drawn."""
-    check: bool = True
-    """Measure perplexity, KL and best token of each file against the merged model, and whether replies end; the chat
-    template is always checked."""
 
 
 class Recipe(Section):

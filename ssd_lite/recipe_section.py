@@ -20,6 +20,10 @@ GgufType = Literal[
     "iq4_nl", "iq4_xs", "q3_k_l", "q3_k_m", "q3_k_s", "iq3_m", "iq3_s", "iq3_xs", "iq3_xxs", "q2_k", "q2_k_s",
     "iq2_m", "iq2_s", "iq2_xs", "iq2_xxs", "iq1_m", "iq1_s", "tq2_0", "tq1_0", "q2_0", "q1_0", "mxfp4_moe",
 ]  # fmt: skip
+NEEDS_IMATRIX = frozenset(
+    ("iq1_s", "iq1_m", "iq2_xxs", "iq2_xs", "iq2_s", "iq2_m", "iq3_xxs", "iq3_xs", "q2_k_s")
+)  # fmt: skip
+"""Types that llama.cpp writes with an importance matrix only."""
 UNAFFECTED = ("f32", "f16", "bf16", "q8_0")
 """Types that no importance matrix changes: plain numbers, and q8_0, whose quantiser does not look at it."""
 

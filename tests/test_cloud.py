@@ -222,6 +222,12 @@ def readme_line(start: str) -> str:
     return next(line for line in text.splitlines() if line.startswith(start))
 
 
+def test_readmes_sky_line_passes_every_limit() -> None:
+    """A variable that is exported but not passed leaves the file's own limit in force."""
+    line = readme_line("sky jobs launch")
+    assert set(re.findall(r"--env (\w+)", line)) >= set(WANTED)
+
+
 @pytest.mark.parametrize("where", ["head", "README"])
 def test_hugging_face_client_takes_the_line(where: str, monkeypatch: pytest.MonkeyPatch) -> None:
     """`hf jobs uv run --dry-run` of the installed client reads every flag and the script, and submits nothing.

@@ -226,6 +226,15 @@ def test_remove(desk: Machine, api: RunPod) -> None:
     assert "wrong" not in out
 
 
+@pytest.mark.parametrize("name", ["MAX_HOURS", "MAX_COST", "PRICE", "DISK_GB"])
+@pytest.mark.parametrize("value", ["8h", "0", "nan"])
+def test_nothing_is_rented_with_a_number_that_is_none(name: str, value: str, desk: Machine, api: RunPod) -> None:
+    code, out = desk.run(sys.executable, LAUNCHER, "up", **{name: value})
+    assert code == 1
+    assert f"{name}={value} is no number above 0" in out
+    assert api.asked == []
+
+
 NEEDED = ["RECIPE", "MAX_HOURS", "MAX_COST", "PRICE", "VOLUME", "RUNPOD_API_KEY", "SSD_LITE_PACKAGE"]
 
 

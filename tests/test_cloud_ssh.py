@@ -197,3 +197,20 @@ def test_modal_tries_again_what_broke_off_alone(monkeypatch: pytest.MonkeyPatch)
                 run({})
         else:
             assert run({}) == code
+
+
+@pytest.mark.parametrize(
+    ("words", "settings", "said"),
+    [
+        (["--thn", "shutdown -h now"], {}, "--thn is not known"),
+        (["shutdown -h now"], {}, "usage: ssh.sh user@host"),
+        ([], {"MAX_COST": "0"}, "0 is no number above 0"),
+        (["--then", "true"], {"PRICE": "0,69"}, "0,69 is no number above 0"),
+    ],
+)
+def test_a_slip_of_the_pen_starts_nothing(words: list[str], settings: dict[str, str], said: str, desk: Machine) -> None:
+    """A misspelt --then would leave a machine on that costs money."""
+    code, out = desk.run("bash", SCRIPT, "user@host", *words, **settings)
+    assert code == 2
+    assert said in out
+    assert not list((desk.home / "there").iterdir())

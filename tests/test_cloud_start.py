@@ -57,10 +57,13 @@ def test_a_limit_that_is_used_up_starts_nothing(used_up: dict[str, str], box: Ma
 
 
 @pytest.mark.parametrize("name", ["MAX_HOURS", "MAX_COST", "PRICE"])
-def test_what_is_no_number_is_refused(name: str, box: Machine) -> None:
-    code, out = box.run("bash", START, **{name: "8h"})
+@pytest.mark.parametrize("value", ["8h", "0", "0,69", "-1", "nan"])
+def test_what_is_no_number_is_refused_and_then_comes(name: str, value: str, box: Machine) -> None:
+    """A machine that was rented with a slip of the pen must end too."""
+    code, out = box.run("bash", START, THEN='echo once $SSD_LITE_EXIT_CODE >>"$HOME/then"', **{name: value})
     assert (code, box.words) == (2, [])
-    assert "8h is no number" in out
+    assert f"{value} is no number above 0" in out
+    assert (box.home / "then").read_text() == "once 2\n"
 
 
 def test_without_settings_and_then_there_are_no_words_for_them(box: Machine) -> None:

@@ -20,12 +20,11 @@ from ssd_lite.engines.imatrix_file import Imatrix
 from ssd_lite.engines.model_folder import ModelFolder
 from ssd_lite.engines.quantise import quantise
 from ssd_lite.errors import Stopped, UserError
-from ssd_lite.recipe_section import Decoding
+from ssd_lite.recipe_section import NEEDS_IMATRIX, Decoding
 
 pytest.importorskip("llama_cpp")
 # 256 columns: what K-quants need. Eight layers: enough for every rule of a mixture by layer.
 WIDE = {"hidden_size": 256, "intermediate_size": 512, "num_hidden_layers": 8, "num_attention_heads": 8}
-NEEDS_IMATRIX = {"iq1_s", "iq1_m", "iq2_xxs", "iq2_xs", "iq2_s", "iq2_m", "iq3_xxs", "iq3_xs", "q2_k_s"}
 DECODING = Decoding(temperature=1.1, top_k=20, top_p=0.8)
 
 

@@ -227,3 +227,27 @@ def test_a_run_stops_at_its_limit_and_at_a_signal_and_goes_on(
     assert "limit" not in err.splitlines()[-1]
     assert note.read_text() == "75\n75\n"
     assert run.samples.read_bytes().startswith(saved)
+
+
+@pytest.mark.parametrize("value", ["nan", "inf", "-inf", "0", "-1"])
+@pytest.mark.parametrize(
+    "words",
+    [
+        ("run", "quickstart", "--max-hours"),
+        ("run", "quickstart", "--max-cost"),
+        ("run", "quickstart", "--price"),
+        ("plan", "quickstart", "--price"),
+        ("plan", "quickstart", "--ram"),
+        ("plan", "quickstart", "--disk"),
+        ("doctor", "--limit"),
+    ],
+)
+def test_a_number_that_limits_nothing_is_refused(
+    words: tuple[str, ...], value: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """No comparison with nan is true, so a run would never reach such a limit."""
+    monkeypatch.chdir(tmp_path)
+    done = CliRunner().invoke(main, [*words, value])
+    assert done.exit_code == 2, done.output
+    assert words[-1] in done.output
+    assert not list(tmp_path.rglob("recipe.yaml"))

@@ -223,6 +223,30 @@ def test_a_missing_library_is_found_before_anything_is_written(tmp_path: Path, m
     assert not (tmp_path / "r").exists()
 
 
+@pytest.mark.parametrize("key", ["sample.max_new_tokens", "evaluate.max_new_tokens"])
+def test_a_cap_beyond_the_context_is_refused_before_anything_is_paid_for(key: str, tmp_path: Path) -> None:
+    recipe = load_recipe("quickstart", [f"{key}=8192"])
+    with pytest.raises(UserError, match=f"{key}: 8192 leaves no room for a prompt in the model's context of 8192"):
+        pipeline.prepare(tmp_path / "r", recipe)
+    assert not (tmp_path / "r").exists()
+    check_machine(load_recipe("quickstart", [f"{key}=8000"]))
+
+
+def test_the_context_of_a_folder_is_known_too(tmp_path: Path) -> None:
+    from tiny_models import save_tiny
+
+    base = save_tiny(tmp_path / "base", max_position_embeddings=128)
+    recipe = load_recipe("quickstart", [f"model.name={base}", "evaluate.max_new_tokens=100"])
+    with pytest.raises(UserError, match=r"sample.max_new_tokens: 256 leaves no room .* 128 tokens"):
+        check_machine(recipe)
+
+
+def test_types_of_few_bits_need_their_matrix() -> None:
+    with pytest.raises(UserError, match=r"iq2_xs needs an importance matrix: set export.imatrix to true"):
+        load_recipe("quickstart", ["export.types=[iq2_xs]"])
+    assert load_recipe("quickstart", ["export.types=[iq2_xs]", "export.imatrix=true"]).export.imatrix
+
+
 # -- real processes: signals and the lock ----------------------------------------------------------------------------
 
 

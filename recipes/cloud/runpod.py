@@ -79,13 +79,25 @@ def pod(setting: dict[str, str]) -> dict[str, Any]:
         "gpuCount": 1,
         "cloudType": setting.get("CLOUD", "SECURE"),
         "interruptible": setting.get("SPOT") == "1",
-        "containerDiskInGb": int(setting.get("DISK_GB", "120")),
+        "containerDiskInGb": int(above_zero(setting, "DISK_GB", "120")),
         "networkVolumeId": setting["VOLUME"],
         "volumeMountPath": MOUNT,
         "dockerEntrypoint": ["bash"],
         "dockerStartCmd": ["-c", scripts[0], "runpod_pod.sh", scripts[1]],
         "env": environment,
     }
+
+
+def above_zero(setting: dict[str, str], name: str, default: str = "") -> float:
+    """A setting that must be a number above 0, before anything is rented. Exits with its name otherwise."""
+    text = setting.get(name) or default
+    try:
+        number = float(text)
+    except ValueError:
+        number = 0.0
+    if not 0 < number < float("inf"):
+        sys.exit(f"{name}={text} is no number above 0.")
+    return number
 
 
 def up(detach: bool) -> None:
@@ -95,6 +107,8 @@ def up(detach: bool) -> None:
         missing.append("SSD_LITE_PACKAGE")
     if missing:
         sys.exit(f"wanted in the environment: {' '.join(missing)}")
+    for number in ("MAX_HOURS", "MAX_COST", "PRICE"):
+        above_zero(dict(os.environ), number)
     made = ask("POST", "/pods", pod(dict(os.environ)))
     name = (made or {}).get("id")
     if not name:

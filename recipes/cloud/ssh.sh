@@ -20,10 +20,18 @@ set -euo pipefail
 
 HOST=${1:?is wanted: user@host}
 THEN=''
-if [ "${2:-}" = --then ]; then THEN=${3:?is wanted after --then: a command}; fi
+case ${2:-} in
+    '') ;;
+    --then) THEN=${3:?is wanted after --then: a command} ;;
+    *) echo "ssh.sh: $2 is not known; usage: ssh.sh user@host [--then COMMAND]" >&2 && exit 2 ;;
+esac
 : "${RECIPE:?is wanted: a recipe (ssd-lite recipes)}" "${PRICE:?is wanted: the price of an hour}"
 : "${MAX_HOURS:?is wanted: after how many hours to stop}" "${MAX_COST:?is wanted: after how much money to stop}"
 : "${SSH:=ssh}" "${POLL_SECONDS:=30}" "${GRACE_SECONDS:=1800}"
+for number in "$MAX_HOURS" "$MAX_COST" "$PRICE"; do
+    LC_ALL=C awk -v n="$number" 'BEGIN { exit !(n ~ /^[0-9]*\.?[0-9]+$/ && n + 0 > 0) }' ||
+        { echo "ssh.sh: $number is no number above 0" >&2 && exit 2; }
+done
 HERE=$(cd "$(dirname "${BASH_SOURCE[0]}")" && pwd)
 NAME=$(basename "$RECIPE" .yaml)
 FOLDER=ssd-lite-cloud/$NAME  # below the home folder over there

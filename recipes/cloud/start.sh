@@ -171,11 +171,15 @@ main() {
     fi
     : "${RECIPE:?is wanted: a recipe (ssd-lite recipes)}" "${PRICE:?is wanted: the price of an hour}"
     : "${MAX_HOURS:?is wanted: after how many hours to stop}" "${MAX_COST:?is wanted: after how much money to stop}"
-    for number in "$MAX_HOURS" "$MAX_COST" "$PRICE"; do
-        case $number in *[!0-9.]*) say "$number is no number" && exit 2 ;; esac
-    done
     NAME=$(basename "$RECIPE" .yaml)
     : "${RUN_DIR:=$HOME/ssd-lite-runs/$NAME}" "${KEEP:=}" "${KEEP_SECONDS:=600}"
+    for number in "$MAX_HOURS" "$MAX_COST" "$PRICE"; do
+        if ! LC_ALL=C awk -v n="$number" 'BEGIN { exit !(n ~ /^[0-9]*\.?[0-9]+$/ && n + 0 > 0) }'; then
+            say "$number is no number above 0"
+            then_after 2
+            exit 2
+        fi
+    done
     trap stop_asked TERM INT HUP
     prepare || code=$?
     if [ -n "$STOP_ASKED" ]; then code=75; fi

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 import click
 
 from ssd_lite.command_line.answers import Answer, answers_json, with_example
+from ssd_lite.command_line.finite import FiniteRange
 from ssd_lite.errors import UserError
 
 if TYPE_CHECKING:
@@ -21,9 +22,7 @@ if TYPE_CHECKING:
 @click.option(
     "--runs", type=click.Path(path_type=Path), default="runs", show_default=True, metavar="DIR", help="Where runs go."
 )
-@click.option(
-    "--limit", type=click.FloatRange(min=1), default=60, show_default=True, metavar="S", help="Longest self-test."
-)
+@click.option("--limit", type=FiniteRange(min=1), default=60, show_default=True, metavar="S", help="Longest self-test.")
 @answers_json
 def doctor(
     recipe: str | None, engine: str | None, settings: tuple[str, ...], runs: Path, limit: float, as_json: bool

@@ -8,6 +8,7 @@ from typing import Any
 import click
 
 from ssd_lite.command_line.answers import Answer, answers_json, with_example
+from ssd_lite.command_line.finite import POSITIVE
 from ssd_lite.errors import UserError
 
 
@@ -18,10 +19,10 @@ from ssd_lite.errors import UserError
 )
 @click.argument("recipe", metavar="RECIPE|FILE.yaml|DIR")
 @click.option("--gpu", metavar="NAME", help="rtx4090, l4, a10, a100-40, a100-80, h100 …; default cpu, no card.")
-@click.option("--price", type=click.FloatRange(min=0, min_open=True), metavar="N", help="Money an hour.")
+@click.option("--price", type=POSITIVE, metavar="N", help="Money an hour.")
 @click.option("--mean-tokens", type=click.IntRange(min=1), metavar="N", help="Mean completion, where you know it.")
-@click.option("--ram", "ram_gb", type=click.FloatRange(min=0, min_open=True), metavar="GB", help="Memory of the host.")
-@click.option("--disk", "disk_gb", type=click.FloatRange(min=0, min_open=True), metavar="GB", help="Free disk.")
+@click.option("--ram", "ram_gb", type=POSITIVE, metavar="GB", help="Memory of the host.")
+@click.option("--disk", "disk_gb", type=POSITIVE, metavar="GB", help="Free disk.")
 @click.option("--set", "settings", multiple=True, metavar="a.b=c", help="Override one key of the recipe; repeatable.")
 @click.option("--write", type=click.Path(path_type=Path), metavar="FILE", help="Write the recipe that fits.")
 @answers_json

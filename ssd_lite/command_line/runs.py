@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from ssd_lite.command_line.answers import Answer, answers_json, with_example
+from ssd_lite.command_line.finite import POSITIVE
 from ssd_lite.command_line.process import opened_run
 
 if TYPE_CHECKING:
@@ -19,7 +20,6 @@ if TYPE_CHECKING:
     from ssd_lite.run_folder import RunFolder
 
 FOLDER = click.Path(path_type=Path)
-POSITIVE = click.FloatRange(min=0, min_open=True)
 
 
 @click.command(epilog=with_example("ssd-lite run quickstart", "ssd-lite run quickstart --set train.max_steps=20"))
@@ -48,7 +48,7 @@ def run(
 
     The stages are sample, curate, train, merge, evaluate, export and report, one process each. Stopped or killed, the
     same command goes on where it was; a stage that is done is skipped. At a limit of hours or money, and at SIGTERM or
-    Ctrl-C, it finishes what it has in hand, saves and exits with 75.
+    Ctrl-C, it keeps what is finished (each completion, each step of training), and exits with 75.
     """
     from ssd_lite.command_line.limits import set_limits, then
 

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any, get_args
 
 from ssd_lite.errors import UserError
-from ssd_lite.recipe import Export
+from ssd_lite.recipe_export import Export
 from ssd_lite.recipe_section import Decoding, GgufType
 from ssd_lite.run_folder import RunFolder
 from ssd_lite.stages.export_check import Replying, check_exported, check_run

@@ -20,7 +20,7 @@ from ssd_lite.run_folder import RunFolder, Stage, stages_of
 from ssd_lite.run_lock import run_lock
 from ssd_lite.stages.child import Ended, run_command, stop_signals
 from ssd_lite.stages.plan_watch import PlanWatch
-from ssd_lite.stages.recipe_needs import check_libraries, check_server, runs_programs
+from ssd_lite.stages.recipe_needs import check_context, check_libraries, check_server, runs_programs
 from ssd_lite.stages.status import has_files, holder
 
 
@@ -37,6 +37,7 @@ def prepare(path: Path, recipe: Recipe) -> RunFolder:
 
 def check_machine(recipe: Recipe) -> None:
     """Raise UserError now for what a stage hours later would miss: a library, or a sandbox that holds here."""
+    check_context(recipe)
     check_libraries(recipe)
     check_server(recipe)
     if runs_programs(recipe):

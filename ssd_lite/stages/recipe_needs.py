@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
+import contextlib
 import importlib.util
+import json
 import shlex
 import shutil
 from dataclasses import dataclass
+from pathlib import Path
 
 from ssd_lite.engines.devices import has_cuda
 from ssd_lite.errors import MissingLibraryError, UserError
+from ssd_lite.plan.shapes import from_config, packaged_shape
 from ssd_lite.recipe import Recipe
 
 _PACKAGED_MODEL = "smollm2-135m-instruct"
@@ -118,6 +122,23 @@ def check_libraries(recipe: Recipe) -> None:
     for need in lacking:
         wanted_for = f"the recipe {recipe.name!r} ({need.key})"
         raise MissingLibraryError(str(need.missing), needed_for=wanted_for, extra=need.extra)
+
+
+def check_context(recipe: Recipe) -> None:
+    """Raise UserError for a token cap that leaves no room for a prompt, where the model's context is known offline."""
+    shape, folder = packaged_shape(recipe.model.name), Path(recipe.model.name).expanduser()
+    if shape is None and (folder / "config.json").is_file():
+        with contextlib.suppress(UserError, ValueError, TypeError, KeyError):
+            shape = from_config(json.loads((folder / "config.json").read_text(encoding="utf-8")), str(folder))
+    if shape is None or not shape.context:
+        return
+    for key, cap in (("sample", recipe.sample.max_new_tokens), ("evaluate", recipe.evaluate.max_new_tokens)):
+        if cap >= shape.context:
+            raise UserError(
+                f"{cap} leaves no room for a prompt in the model's context of {shape.context} tokens.",
+                where=f"{key}.max_new_tokens",
+                next_step="Lower it.",
+            )
 
 
 def server_program(recipe: Recipe) -> str | None:
