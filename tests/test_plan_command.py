@@ -60,6 +60,18 @@ print(sorted({name.split(".")[0] for name in sys.modules} & {"torch", "transform
     assert done.stdout.strip() == "[]"
 
 
+@pytest.mark.parametrize(("longest", "words"), [(60, "so most of what"), (150, "so many of what"), (1024, "")])
+def test_rows_that_curate_would_drop_are_said(longest: int, words: str) -> None:
+    """curate cuts nothing: a row above train.max_length was sampled, and paid for, for nothing."""
+    said = run("quickstart", "--set", f"train.max_length={longest}").output
+    assert words in said
+    assert ("curate drops rows" in said) == bool(words)
+
+
+def test_cards_on_which_it_fits_are_held_to_the_disk_too() -> None:
+    assert "Cards on which it fits: none of those known." in run("quickstart", "--disk", "0.5").output
+
+
 def test_what_does_not_fit_is_answered_with_keys_and_a_recipe_that_fits(tmp_path: Path) -> None:
     file = tmp_path / "fits.yaml"
     words = ("qwen3-4b-instruct-qlora-24gb", "--gpu", "rtx4090", "--set", "train.method=full")

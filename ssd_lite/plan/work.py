@@ -72,6 +72,19 @@ def training_tokens(recipe: Recipe, load: Load) -> Range:
     )
 
 
+def dropped_rows(recipe: Recipe, load: Load) -> str:
+    """A warning where curate would drop many of the rows that are sampled: it cuts none to train.max_length."""
+    low, high = (load.train.mean + mean for mean in load.completion(recipe.sample.max_new_tokens))
+    longest = recipe.train.max_length
+    if longest >= high or recipe.train.grpo is not None:
+        return ""
+    share = "most" if longest < low else "many"
+    return (
+        f"curate drops rows longer than train.max_length, here {longest:,} tokens; a mean row is guessed at "
+        f"{low:,.0f} to {high:,.0f}, so {share} of what is sampled would not be trained on"
+    )
+
+
 def training_flops_per_token(shape: Shape, train: Train, length: float) -> float:
     """Operations a token: 2 a weight forward, 2 backward for the activations, in full fine-tuning 2 for the weights.
 

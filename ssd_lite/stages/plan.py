@@ -14,7 +14,7 @@ from ssd_lite.plan.estimate import Limits, Model, Plan
 from ssd_lite.plan.estimate import plan as estimate
 from ssd_lite.plan.prompt_sets import prompts_of
 from ssd_lite.plan.shapes import from_config, packaged_shape, packaged_shapes
-from ssd_lite.plan.work import Load
+from ssd_lite.plan.work import Load, dropped_rows
 from ssd_lite.recipe import Recipe
 
 WORDS = "by arithmetic, not measured on a GPU"
@@ -68,8 +68,8 @@ def answer(recipe: Recipe, found: tuple[Model, str], load: Load, question: Quest
 
     made = again(recipe)
     fitting, changes = make_it_fit(made, again)
-    others = {card.key: estimate(recipe, model, load, card) for card in cards().values()}
-    notes = [note, load.train.note, load.evaluate.note]
+    others = {card.key: estimate(recipe, model, load, card, _limits(card, question)) for card in cards().values()}
+    notes = [note, load.train.note, load.evaluate.note, dropped_rows((fitting or made).recipe, load)]
     if recipe.evaluate.guard:
         notes.append("guard sets are not counted")
     if recipe.rounds > 1:
