@@ -220,3 +220,25 @@ def test_a_hub_model_that_cannot_be_reached_is_refused(monkeypatch: pytest.Monke
     result = run("quickstart", "--set", "model.name=some/model")
     assert result.exit_code == 2
     assert "config.json cannot be had" in result.output
+
+
+@pytest.mark.parametrize("name", ["nothere.jsonl", "nosuchset", "questions:none.jsonl", "empty.jsonl"])
+def test_a_problem_set_that_is_not_there_is_no_guess(
+    name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "empty.jsonl").write_text("\n")
+    result = run("quickstart", "--set", f"problems.train={name}")
+    assert result.exit_code == 2
+    assert ("holds no problem" if name == "empty.jsonl" else "there is no problem set of this name") in result.output
+
+
+def test_what_cannot_be_planned_is_said(tmp_path: Path) -> None:
+    tight = ("qwen3-4b-instruct-qlora-24gb", "--gpu", "rtx4090", "--set", "train.method=full")
+    result = run(*tight, "--write", str(tmp_path / "none" / "fits.yaml"))
+    assert (result.exit_code, "cannot be written" in result.output) == (2, True)
+    (tmp_path / "m").mkdir()
+    sizes = {"hidden_size": 64, "num_attention_heads": 0, "num_hidden_layers": 1, "vocab_size": 9}
+    (tmp_path / "m" / "config.json").write_text(json.dumps({**sizes, "intermediate_size": 9}))
+    result = run("quickstart", "--set", f"model.name={tmp_path / 'm'}")
+    assert (result.exit_code, "says too little for a plan" in result.output) == (2, True)

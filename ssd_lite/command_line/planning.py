@@ -58,5 +58,10 @@ def _written(text: str | None, file: Path) -> str:
 
     if file.exists():
         raise UserError("is there already.", where=str(file), next_step="Name another file for --write.")
-    write_text(file, text)
+    try:
+        write_text(file, text)
+    except OSError as error:
+        raise UserError(
+            f"cannot be written: {error.strerror}.", where=str(file), next_step="Name another file for --write."
+        ) from error
     return f"The recipe that fits: {file}"

@@ -128,6 +128,8 @@ def from_config(config: Mapping[str, Any], where: str) -> Shape:
         hidden, heads = int(text["hidden_size"]), int(text["num_attention_heads"])
         layers, vocabulary = int(text["num_hidden_layers"]), int(text["vocab_size"])
         intermediate = int(text["intermediate_size"])
+        if min(hidden, heads, layers, vocabulary, intermediate) < 1:
+            raise ValueError("a size of 0")
     except (KeyError, TypeError, ValueError) as error:
         raise UserError(
             f"says too little for a plan ({error}).", where=where, next_step="Name a dense decoder model's config."

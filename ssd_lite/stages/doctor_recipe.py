@@ -55,8 +55,12 @@ def recipe_findings(recipe: Recipe, typed: str, cards: Cards, runs: Path) -> lis
     if recipe.train.grpo is not None:
         return [Finding(name, "ok", "not planned: GRPO draws completions while it trains")]
     try:
+        load = plan.load_of(recipe, None)
+    except UserError as error:
+        return [Finding("problems", "fail", error.message, "ssd-lite run … --set problems.train=…  # docs/problems.md")]
+    try:
         model, _ = plan.find_model(recipe)
-        made = estimate(recipe, model, plan.load_of(recipe, None), on, limits)
+        made = estimate(recipe, model, load, on, limits)
     except UserError as error:
         return [Finding(name, "warn", f"not known: {error.message}", line)]
     if not made.fits:

@@ -7,6 +7,8 @@ import re
 from dataclasses import dataclass
 from pathlib import Path
 
+from ssd_lite.engines.ollama_store import PREFIX as OLLAMA
+from ssd_lite.engines.ollama_store import ollama_gguf
 from ssd_lite.errors import UserError
 from ssd_lite.plan.advice import Changes, larger_batches, make_it_fit
 from ssd_lite.plan.cards import CPU, Machine, cards, machine
@@ -17,6 +19,8 @@ from ssd_lite.plan.shapes import from_config, packaged_shape, packaged_shapes
 from ssd_lite.plan.work import Load, dropped_rows
 from ssd_lite.recipe import Recipe
 
+# Sets that are known by name, and those whose name goes before a file (problems/named.py).
+_SETS, _FILE_SETS = ("starter", "humaneval", "mbpp", "rstar-coder"), ("livecodebench", "evalplus", "questions")
 WORDS = "by arithmetic, not measured on a GPU"
 
 
@@ -94,7 +98,7 @@ def find_model(recipe: Recipe) -> tuple[Model, str]:
     shape = packaged_shape(name)
     if shape is not None:
         return Model(name, shape, packaged_shapes()[name]["kind"]), ""
-    path = Path(name).expanduser()
+    path = ollama_gguf(name, "model.name") if name.startswith(OLLAMA) else Path(name).expanduser()
     if path.is_dir():
         return _folder_model(name, path)
     if path.is_file():
@@ -102,8 +106,15 @@ def find_model(recipe: Recipe) -> tuple[Model, str]:
         from ssd_lite.engines.gguf_settings import config_from_metadata
 
         gguf = open_gguf(path)
-        config = config_from_metadata(gguf.architecture, gguf.fields, set(gguf.tensors))
-        config["vocab_size"] = int(gguf.tensors["token_embd.weight"].shape[1])
+        try:
+            config = config_from_metadata(gguf.architecture, gguf.fields, set(gguf.tensors))
+            config["vocab_size"] = int(gguf.tensors["token_embd.weight"].shape[1])
+        except KeyError as error:
+            raise UserError(
+                f"is no whole model: it says nothing of {error}.",
+                where=str(path),
+                next_step="Name a model's GGUF, not an adapter's or a matrix's.",
+            ) from error
         config["torch_dtype"] = "float32" if gguf.parameter_count <= FLOAT32_LIMIT else "bfloat16"
         return Model(name, from_config(config, str(path)), "gguf"), "shape from the header of the GGUF"
     if not re.fullmatch(r"[\w.-]+/[\w.-]+", name):
@@ -138,7 +149,10 @@ def _compared(model: Model, count: int | None, where: str) -> str:
 
 
 def load_of(recipe: Recipe, mean_tokens: int | None) -> Load:
-    """The prompts of the recipe's sets; lines of local files are counted, others come from a table."""
+    """The prompts of the recipe's sets; lines of local files are counted, others come from a table.
+
+    Raises UserError for a file that is not there or empty, and for a name that is no set.
+    """
     problems = recipe.problems
     return Load(
         prompts_of(problems.train, "train", problems.train_limit, _lines(problems.train)),
@@ -148,8 +162,21 @@ def load_of(recipe: Recipe, mean_tokens: int | None) -> Load:
 
 
 def _lines(name: str) -> int | None:
-    path = Path(name.split(":", 1)[-1]).expanduser()
+    head, _, rest = name.partition(":")
+    if head in _SETS and not rest.endswith(".jsonl"):
+        return None
+    text = rest if head in _SETS else rest.partition(":")[0] if head in _FILE_SETS else name
+    path = Path(text).expanduser()
+    if not path.exists():
+        raise UserError(
+            f"there is no problem set of this name, and no file {path.absolute()}.",
+            where=name,
+            next_step="Check the path, or name a set (docs/problems.md).",
+        )
     if path.suffix != ".jsonl" or not path.is_file():
         return None
     with path.open("rb") as file:
-        return sum(bool(line.strip()) for line in file)
+        count = sum(bool(line.strip()) for line in file)
+    if not count:
+        raise UserError("holds no problem.", where=name, next_step="Give a set with at least one problem.")
+    return count

@@ -135,7 +135,7 @@ def _verdict(answered: Answered) -> list[str]:
         return [*_fitting(answered), everywhere]
     lines = [f"It does not fit: {why}." for _, why in plan.reasons]
     if answered.changes is None:
-        return [*lines, "No change of its keys makes it fit.", everywhere]
+        return [*lines, "No change of its keys makes it fit on this one.", everywhere]
     return [*lines, f"It fits with: {_settings(answered.changes)}", everywhere]
 
 
