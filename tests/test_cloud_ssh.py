@@ -202,8 +202,9 @@ def test_modal_tries_again_what_broke_off_alone(monkeypatch: pytest.MonkeyPatch)
 @pytest.mark.parametrize(
     ("words", "settings", "said"),
     [
-        (["--thn", "shutdown -h now"], {}, "--thn is not known"),
+        (["--thn", "shutdown -h now"], {}, "--thn shutdown -h now is not known"),
         (["shutdown -h now"], {}, "usage: ssh.sh user@host"),
+        (["--then", "sudo", "shutdown"], {}, "usage: ssh.sh user@host"),
         ([], {"MAX_COST": "0"}, "0 is no number above 0"),
         (["--then", "true"], {"PRICE": "0,69"}, "0,69 is no number above 0"),
     ],

@@ -56,7 +56,7 @@ def test_a_limit_that_is_used_up_starts_nothing(used_up: dict[str, str], box: Ma
     assert (box.home / "then").read_text() == "once\n"
 
 
-@pytest.mark.parametrize("name", ["MAX_HOURS", "MAX_COST", "PRICE"])
+@pytest.mark.parametrize("name", ["MAX_HOURS", "MAX_COST", "PRICE", "KEEP_SECONDS"])
 @pytest.mark.parametrize("value", ["8h", "0", "0,69", "-1", "nan"])
 def test_what_is_no_number_is_refused_and_then_comes(name: str, value: str, box: Machine) -> None:
     """A machine that was rented with a slip of the pen must end too."""

@@ -20,10 +20,10 @@ set -euo pipefail
 
 HOST=${1:?is wanted: user@host}
 THEN=''
-case ${2:-} in
-    '') ;;
-    --then) THEN=${3:?is wanted after --then: a command} ;;
-    *) echo "ssh.sh: $2 is not known; usage: ssh.sh user@host [--then COMMAND]" >&2 && exit 2 ;;
+case $#/${2:-} in
+    1/) ;;
+    2/--then | 3/--then) THEN=${3:?is wanted after --then: a command} ;;
+    *) echo "ssh.sh: ${*:2} is not known; usage: ssh.sh user@host [--then 'COMMAND']" >&2 && exit 2 ;;
 esac
 : "${RECIPE:?is wanted: a recipe (ssd-lite recipes)}" "${PRICE:?is wanted: the price of an hour}"
 : "${MAX_HOURS:?is wanted: after how many hours to stop}" "${MAX_COST:?is wanted: after how much money to stop}"

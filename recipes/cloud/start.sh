@@ -173,13 +173,15 @@ main() {
     : "${MAX_HOURS:?is wanted: after how many hours to stop}" "${MAX_COST:?is wanted: after how much money to stop}"
     NAME=$(basename "$RECIPE" .yaml)
     : "${RUN_DIR:=$HOME/ssd-lite-runs/$NAME}" "${KEEP:=}" "${KEEP_SECONDS:=600}"
-    for number in "$MAX_HOURS" "$MAX_COST" "$PRICE"; do
+    for number in "$MAX_HOURS" "$MAX_COST" "$PRICE" "$KEEP_SECONDS"; do
         if ! LC_ALL=C awk -v n="$number" 'BEGIN { exit !(n ~ /^[0-9]*\.?[0-9]+$/ && n + 0 > 0) }'; then
             say "$number is no number above 0"
             then_after 2
             exit 2
         fi
     done
+    KEEP_SECONDS=${KEEP_SECONDS%%.*}
+    : "${KEEP_SECONDS:=1}"
     trap stop_asked TERM INT HUP
     prepare || code=$?
     if [ -n "$STOP_ASKED" ]; then code=75; fi
