@@ -80,8 +80,8 @@ def compare(base: Mapping[str, Any], tuned: Mapping[str, Any], seed: int) -> dic
     """The paired comparison of two arms over the same problems, with its verdict.
 
     Gain or loss is claimed only where the 95 % interval of the paired difference in pass@(smallest k) leaves out zero.
-    Where McNemar's exact test at 5 % says otherwise, the sentence says that too. A `smallest_difference` is None where
-    the set is too small to name one.
+    Where McNemar's exact test at 5 % says otherwise of one sample a problem, the sentence says that too. A
+    `smallest_difference` is None where the set is too small to name one.
     """
     ks = [k for k in base["k"] if k in tuned["k"]]
     a, b = base["per_problem"], tuned["per_problem"]
@@ -118,14 +118,19 @@ def power(a: Sequence[float], b: Sequence[float], n: int, k: int = 1) -> float |
 
 
 def _other_test(verdict: str, only_base: int, only_tuned: int, n: int) -> str:
-    """What McNemar's test says, where it does not agree with the interval that the verdict goes by; else nothing."""
+    """What McNemar's test says, where it does not agree with the interval that the verdict goes by; else nothing.
+
+    With several samples a problem it is about problems solved at least once, which is another question than pass@1.
+    """
+    if n > 1:
+        return ""
     p = mcnemar_exact(only_base, only_tuned)
     tested = "no difference shown"
     if p <= MCNEMAR_LEVEL:
         tested = "gain" if only_tuned > only_base else "loss"
     if tested == verdict:
         return ""
-    counts = f"solved {'' if n == 1 else 'at least once '}by one arm alone: base {only_base}, tuned {only_tuned}"
+    counts = f"solved by one arm alone: base {only_base}, tuned {only_tuned}"
     return f" McNemar's exact test does not agree: {tested}, p = {p:.3g} ({counts})."
 
 
