@@ -232,6 +232,11 @@ def test_a_cap_beyond_the_context_is_refused_before_anything_is_paid_for(key: st
     check_machine(load_recipe("quickstart", [f"{key}=8000"]))
 
 
+def test_grpo_does_not_sample_beforehand() -> None:
+    grpo = ["train.grpo={num_generations: 4}", "sample.max_new_tokens=8192", "train.optim=adamw_torch"]
+    check_machine(load_recipe("quickstart", grpo))
+
+
 def test_the_context_of_a_folder_is_known_too(tmp_path: Path) -> None:
     from tiny_models import save_tiny
 

@@ -132,7 +132,10 @@ def check_context(recipe: Recipe) -> None:
             shape = from_config(json.loads((folder / "config.json").read_text(encoding="utf-8")), str(folder))
     if shape is None or not shape.context:
         return
-    for key, cap in (("sample", recipe.sample.max_new_tokens), ("evaluate", recipe.evaluate.max_new_tokens)):
+    caps = {"sample": recipe.sample.max_new_tokens, "evaluate": recipe.evaluate.max_new_tokens}
+    if recipe.train.grpo is not None:
+        del caps["sample"]  # it draws its own completions
+    for key, cap in caps.items():
         if cap >= shape.context:
             raise UserError(
                 f"{cap} leaves no room for a prompt in the model's context of {shape.context} tokens.",
