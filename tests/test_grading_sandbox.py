@@ -16,6 +16,7 @@ import grading_rows
 import pytest
 
 from ssd_lite.errors import UserError
+from ssd_lite.grading import grader as grader_module
 from ssd_lite.grading import tiers
 from ssd_lite.grading.grader import Grader, Submission
 from ssd_lite.problem_tests import FunctionalTest, StdinTest
@@ -207,3 +208,27 @@ def test_describe_tells_the_tier_and_limits():
     assert described["tier"] == "bubblewrap"
     assert described["limits"]["cpu_s"] == 2.0
     assert described["python"].startswith("3.")
+
+
+@needs_bubblewrap
+def test_what_the_grader_cannot_read_is_one_samples_error_but_not_everybodys(monkeypatch):
+    """A hole that nobody foresaw: one program does not end the others; a bug of ours is not passed off as theirs."""
+    plain = grader_module.grade_steps
+
+    def broken(plan, submission):
+        if submission.index < faults:
+            raise IndexError("not foreseen")
+        return (yield from plain(plan, submission))
+
+    monkeypatch.setattr(grader_module, "grade_steps", broken)
+    right = "def add(a, b):\n    return a + b\n"
+    faults = 2
+    with Grader("bubblewrap", workers=1) as grader:
+        grades = list(grader.grade(Submission(CALLS, index, right) for index in range(10)))
+        described = grader.describe()
+    assert [grade.verdict for grade in sorted(grades, key=lambda g: g.index)] == ["error"] * 2 + ["pass"] * 8
+    assert "IndexError: not foreseen" in grades[0].detail
+    assert described["faults"] == 2
+    faults = 10
+    with Grader("bubblewrap", workers=1) as grader, pytest.raises(IndexError, match="not foreseen"):
+        list(grader.grade(Submission(CALLS, index, right) for index in range(10)))
