@@ -192,8 +192,10 @@ def test_loading_has_a_limit_and_a_stop_is_heard_meanwhile(tmp_path: Path) -> No
     assert gone(pid)
 
 
-def test_a_stop_while_it_thinks_ends_it_at_once(tmp_path: Path) -> None:
-    made, started = faulty(tmp_path, "hangs"), time.monotonic()
+@pytest.mark.parametrize("fault", ["hangs", "hangs at once"])
+def test_a_stop_while_it_thinks_ends_it_at_once(fault: str, tmp_path: Path) -> None:
+    """Among the completions, and in the answers by which its law is tried."""
+    made, started = faulty(tmp_path, fault), time.monotonic()
 
     def count(tokens: int) -> None:
         if time.monotonic() - started > 3:

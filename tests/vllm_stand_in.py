@@ -105,7 +105,7 @@ def handler(options: argparse.Namespace) -> type[BaseHTTPRequestHandler]:
                 self._answer(503, {"error": "later"})
             elif options.fault == "dies" and calls > 12:
                 os._exit(3)
-            elif options.fault == "hangs" and calls > 12:
+            elif (options.fault == "hangs" and calls > 12) or options.fault == "hangs at once":
                 time.sleep(600)
             else:
                 self._answer(200, complete(body, options.fault))

@@ -73,7 +73,7 @@ def compare(replies: Sequence[Reply], settings: SamplingSettings) -> Seen:
 
 def refuse_another_law(
     api: Api,
-    ask: Callable[[Request, SamplingSettings, int], Reply],
+    ask: Callable[[Sequence[Request], SamplingSettings, int], Sequence[Reply]],
     requests: Sequence[Request],
     settings: SamplingSettings,
 ) -> Seen:
@@ -84,7 +84,7 @@ def refuse_another_law(
     k = min(settings.top_k or VLLM_MOST_LOGPROBS, VLLM_MOST_LOGPROBS)
     tried = replace(settings, top_k=k, max_new_tokens=min(TOKENS, settings.max_new_tokens))
     step = max(1, len(requests) // PROMPTS)
-    replies = [ask(request, tried, k) for request in requests[::step][:PROMPTS]]
+    replies = ask(requests[::step][:PROMPTS], tried, k)
     try:
         seen = compare(replies, tried)
     except ValueError as error:

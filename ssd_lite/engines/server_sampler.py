@@ -11,7 +11,7 @@ import queue
 import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import ThreadPoolExecutor, wait
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -48,10 +48,10 @@ class ServerSampler:
         self._model, self._options, self._server = model, options, options.server
         self.context_length = options.server.context  # the server's own once it runs
         self._process: ServerProcess | None = None
-        self._api: Api | None = None
+        self._started: tuple[Api, ServerProcess] | None = None
 
-    def start(self, look: Callable[[], None] = lambda: None) -> None:
-        """Start the server and wait until it answers. Raises UserError."""
+    def _start(self, look: Callable[[], None]) -> tuple[Api, ServerProcess]:
+        """Start the server and wait until it answers; `look` is called meanwhile. Raises UserError."""
         port = free_port()
         batch = self._options.batch_size
         values = {"model": str(self._model), "gguf": str(self._model), "port": str(port), "batch": str(batch)}
@@ -59,8 +59,10 @@ class ServerSampler:
         self._process = ServerProcess(self._server.words(values), port, self._server.log)
         self._process.wait_ready(self._server.start_limit_s, look)
         with _connection(port) as connection:
-            self._api = find_api(connection)
-        self.context_length = self._api.context_length
+            api = find_api(connection)
+        self.context_length = api.context_length
+        self._started = api, self._process
+        return self._started
 
     def sample(
         self, requests: Sequence[Request], settings: SamplingSettings, count_tokens: CountTokens
@@ -68,25 +70,17 @@ class ServerSampler:
         """Answer each request once; see `Sampler`. A server that ended is a UserError, and what had come is kept."""
         if not requests:
             return
-        if self._process is None:
-            self.start(lambda: count_tokens(0))
-        api, process = self._started()
+        api, process = self._started or self._start(lambda: count_tokens(0))
         check_lengths(requests, settings, api.context_length)
-        asking = _Asking(api, process, settings, self._options)
-        with asking:
-            refuse_another_law(api, asking.reply, requests, settings)
-            yield from asking.all(requests, count_tokens)
-
-    def _started(self) -> tuple[Api, ServerProcess]:
-        if self._api is None or self._process is None:
-            raise RuntimeError("the server was not started")
-        return self._api, self._process
+        with _Asking(api, process, settings, self._options, count_tokens) as asking:
+            refuse_another_law(api, asking.replies, requests, settings)
+            yield from asking.all(requests)
 
     def close(self) -> None:
         """End the server."""
         if self._process is not None:
             self._process.close()
-            self._process = None
+            self._process = self._started = None
 
 
 @contextmanager
@@ -106,6 +100,7 @@ class _Asking:
     process: ServerProcess
     settings: SamplingSettings
     options: SamplerOptions
+    count_tokens: CountTokens
     _came: queue.Queue[Completion | BaseException] = field(default_factory=queue.Queue)
     _stop: threading.Event = field(default_factory=threading.Event)
 
@@ -118,7 +113,17 @@ class _Asking:
         self._stop.set()
         self._pool.shutdown(wait=False, cancel_futures=True)
 
-    def all(self, requests: Sequence[Request], count_tokens: CountTokens) -> Iterator[Completion]:
+    def replies(self, requests: Sequence[Request], settings: SamplingSettings, best: int) -> list[Reply]:
+        """Answers to a few requests, in their order. A stop is heard meanwhile, and a server that ends."""
+        futures = [self._pool.submit(self.reply, request, settings, best) for request in requests]
+        while wait(futures, timeout=_POLL_S).not_done:
+            self.count_tokens(0)
+            self.process.check()
+        if any(future.exception() for future in futures):
+            self.process.check()
+        return [future.result() for future in futures]
+
+    def all(self, requests: Sequence[Request]) -> Iterator[Completion]:
         """Completions as they come. Raises UserError where the server ended or keeps refusing."""
         for request in requests:
             self._pool.submit(self._work, request)
@@ -127,7 +132,7 @@ class _Asking:
             try:
                 came = self._came.get(timeout=_POLL_S)
             except queue.Empty:
-                count_tokens(0)
+                self.count_tokens(0)
                 self.process.check()
                 continue
             if isinstance(came, BaseException):
@@ -135,7 +140,7 @@ class _Asking:
                 self.process.check()
                 raise came
             left -= 1
-            count_tokens(len(came.ids))
+            self.count_tokens(len(came.ids))
             yield came
 
     def _finished(self) -> Iterator[Completion]:
@@ -160,13 +165,15 @@ class _Asking:
     def reply(self, request: Request, settings: SamplingSettings, best: int) -> Reply:
         """The server's answer to a request. What fails is asked again some times. Raises UserError."""
         path, body = self.api.body(request.prompt.ids, settings, request.seed, self.options.end_ids, best)
-        for tried in range(1, _TRIES + 1):
+        tried = 0
+        while True:
+            tried += 1
             try:
                 with _connection(self.process.port) as connection:
                     reply = self.api.reply(ask(connection, path, body), self.options.end_ids)
                 if reply.prompt_tokens != len(request.prompt.ids):
                     raise _refused(
-                        f"read a prompt of {len(request.prompt.ids)} tokens as {reply.prompt_tokens}: it adds some",
+                        f"read a prompt of {len(request.prompt.ids)} tokens as {reply.prompt_tokens}: it changes them",
                         request,
                     )
                 return reply
@@ -176,7 +183,6 @@ class _Asking:
                 time.sleep(_AGAIN_S)
             except (KeyError, TypeError, ValueError) as error:
                 raise _refused(f"gave no completion that can be trained on: {error!r}", request) from error
-        raise AssertionError("unreachable")
 
 
 def _refused(words: str, request: Request) -> UserError:
