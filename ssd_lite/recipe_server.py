@@ -29,10 +29,9 @@ class Server(Section):
             if engine == "server" and self.command is None:
                 raise ValueError(f"{key} server needs server.command: how the server is started")
 
-    @property
-    def serves_gguf(self) -> bool:
-        """Whether the command names a GGUF instead of a folder."""
-        return "{gguf}" in (self.command or "")
+    def takes_gguf(self, engine: str) -> bool:
+        """Whether an engine takes a GGUF instead of a folder: llama.cpp always, a server as its command says."""
+        return engine == "llama_cpp" or (engine == "server" and "{gguf}" in (self.command or ""))
 
     @field_validator("command")
     @classmethod

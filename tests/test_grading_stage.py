@@ -13,7 +13,7 @@ from ssd_lite.grading.steps import Submission
 from ssd_lite.problem_tests import FunctionalTest
 from ssd_lite.records import Problem
 from ssd_lite.stages import grade as stage
-from ssd_lite.stages.grade import grade_file
+from ssd_lite.stages.grade import grade_file, refuse_outputs
 
 needs_bubblewrap = pytest.mark.skipif(shutil.which("bwrap") is None, reason="bubblewrap is not installed")
 GOOD = "def add(a, b):\n    return a + b\n"
@@ -123,7 +123,6 @@ def test_an_output_that_would_replace_a_file_of_the_same_command_is_refused_befo
         ({"out": tmp_path / ".." / tmp_path.name / "samples.jsonl"}, "--out: .* of SAMPLES"),
         ({"out": link}, "--out: .* of SAMPLES"),
         ({"out": hard}, "--out: .* of SAMPLES"),
-        ({"out": problems}, "--out: .* of --problems"),
         ({"interchange": Interchange(evalplus=file)}, "--evalplus: .* of SAMPLES"),
         ({"interchange": Interchange(livecodebench=file)}, "--livecodebench: .* of SAMPLES"),
         ({"out": new, "interchange": Interchange(evalplus=new)}, "--evalplus: .* of --out"),
@@ -132,7 +131,9 @@ def test_an_output_that_would_replace_a_file_of_the_same_command_is_refused_befo
     ]
     for options, words in cases:
         with pytest.raises(UserError, match=words):
-            grade_file(file, PROBLEMS, problem_file=problems, **options)
+            grade_file(file, PROBLEMS, **options)
+    with pytest.raises(UserError, match=r"--out: .* of --problems"):
+        refuse_outputs({"--problems": problems}, problems, Interchange())
     part = tmp_path / "grades.jsonl.part"
     part.write_bytes(before)
     with pytest.raises(UserError, match="of SAMPLES"):

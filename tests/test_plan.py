@@ -118,7 +118,17 @@ def test_published_figures_are_met_within_a_quarter_where_the_work_is_the_same()
 def test_constants_are_those_of_the_engines() -> None:
     pytest.importorskip("torch")
     pytest.importorskip("llama_cpp")
-    from ssd_lite.engines import gguf_read, gguf_types, imatrix, llama_cpp_sampler, loss, safetensors_file
+    from ssd_lite.engines import (
+        gguf_model,
+        gguf_read,
+        gguf_types,
+        imatrix,
+        llama_cpp_sampler,
+        loss,
+        model_source,
+        safetensors_file,
+    )
+    from ssd_lite.stages import recipe_needs
 
     assert loss.CHUNK_BYTES == training_memory.LOGITS_CHUNK_BYTES
     assert llama_cpp_sampler.KV_BUDGET_BYTES == sampling_memory.KV_BUDGET_BYTES
@@ -126,6 +136,8 @@ def test_constants_are_those_of_the_engines() -> None:
     assert safetensors_file.BLOCK_NUMBERS == sampling_memory.BLOCK_NUMBERS
     assert imatrix.LONGEST == sampling_memory.IMATRIX_LENGTH
     assert gguf_read.FLOAT32_LIMIT == disk.FLOAT32_UP_TO
+    assert set(recipe_needs._PLAIN) == set(gguf_model.PLAIN_TYPES)
+    assert recipe_needs._PACKAGED_MODEL in model_source.PACKAGED
 
 
 def test_bits_of_nf4_are_what_bitsandbytes_makes() -> None:

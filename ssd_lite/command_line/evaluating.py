@@ -168,8 +168,11 @@ def grade(samples: Path, problems: str, as_json: bool, **options: Any) -> Answer
     """
     from ssd_lite.grading.interchange import Interchange
     from ssd_lite.problems.named import load_problems
-    from ssd_lite.stages.grade import grade_file
+    from ssd_lite.stages.grade import grade_file, refuse_outputs
 
+    interchange = Interchange(options["evalplus"], options["livecodebench"])
+    if Path(problems).is_file():
+        refuse_outputs({"--problems": Path(problems)}, options["out"], interchange)
     chosen = load_problems(problems, role="evaluate")
     isolation: Choice = "none" if options["unsafe_sandbox"] else options["sandbox"] or "auto"
     done = grade_file(
@@ -178,8 +181,7 @@ def grade(samples: Path, problems: str, as_json: bool, **options: Any) -> Answer
         sandbox=isolation,
         out=options["out"],
         block=options["block"],
-        interchange=Interchange(options["evalplus"], options["livecodebench"]),
-        problem_file=Path(problems) if Path(problems).is_file() else None,
+        interchange=interchange,
     )
     rates = [f"{key}: {100 * value:.1f} %" for key, value in done.items() if key.startswith("pass@")]
     verdicts = ", ".join(f"{count} {verdict}" for verdict, count in done["verdicts"].items())

@@ -99,7 +99,7 @@ def plan(recipe: Recipe, model: Model, load: Load, machine: Machine, limits: Lim
         "export": _exporting(recipe, model.shape),
     }
     stages = {name: _in_rounds(stage, name, recipe.rounds) for name, stage in stages.items()}
-    on_llama = (_runs_gguf(recipe, engines[0]), _runs_gguf(recipe, engines[1]))
+    on_llama = (recipe.server.takes_gguf(engines[0]), recipe.server.takes_gguf(engines[1]))
     disk = tuple(written(recipe, model.shape, model.kind, load, llama_cpp=on_llama))
     reasons = _reasons(recipe, model.shape, stages, machine, limits, high_water_mark(list(disk)))
     return Plan(recipe, machine, stages, disk, tuple(reasons))
@@ -126,17 +126,13 @@ def _engine(wanted: str, machine: Machine) -> str:
 
 
 def _sample_work(recipe: Recipe, load: Load, engine: str) -> Decoding:
-    part, gguf_type = recipe.sample, recipe.model.gguf_type if _runs_gguf(recipe, engine) else ""
+    part, gguf_type = recipe.sample, recipe.model.gguf_type if recipe.server.takes_gguf(engine) else ""
     return Decoding(engine, load.train, part.n, part.max_new_tokens, part.batch_size, gguf_type)
 
 
 def _evaluate_work(recipe: Recipe, load: Load, engine: str) -> Decoding:
-    part, gguf_type = recipe.evaluate, recipe.model.gguf_type if _runs_gguf(recipe, engine) else ""
+    part, gguf_type = recipe.evaluate, recipe.model.gguf_type if recipe.server.takes_gguf(engine) else ""
     return Decoding(engine, load.evaluate, part.n, part.max_new_tokens, part.batch_size, gguf_type)
-
-
-def _runs_gguf(recipe: Recipe, engine: str) -> bool:
-    return engine == "llama_cpp" or (engine == "server" and recipe.server.serves_gguf)
 
 
 def _gguf_arms(recipe: Recipe, engine: str) -> int:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import shutil
 from collections.abc import Callable, Iterable, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -29,9 +30,9 @@ from ssd_lite.stages.comparison_plan import (
 from ssd_lite.stages.comparison_rows import BEST, CONTROLS, MATCHED, TRAINING, Row, best_decoding, numbers
 from ssd_lite.stages.comparison_sets import check_sets, check_solutions, set_names
 from ssd_lite.stages.comparison_verdict import verdict
+from ssd_lite.stages.nothing_left import nothing_left
 from ssd_lite.stages.pipeline import StageFailed, check_machine, run_stages
 
-_NOTHING = "nothing_to_learn"  # the note of a stage in its run's manifest
 Say = Callable[[str], None]
 
 
@@ -109,18 +110,15 @@ class Work:
             comparison_basis.hold_training_set(self._note, run)
         if "model" not in run.manifest():
             run.note("model", self._note["models"]["model"])  # every arm starts from the very same weights
-        if _NOTHING in run.manifest():
-            run.note(_NOTHING, None)  # of an earlier try
         share_samples(run, [self._folder.run(other) for other in runs[: runs.index(trained)]])
         self._say(f"{trained.name}:")
+        work = partial(run_stages, run, trained.stages, self._asked, say=self._say, stdout=self._stdout)
         why: str | None = None
-        try:
-            run_stages(run, trained.stages, self._asked, say=self._say, stdout=self._stdout)
-        except UserError:
-            noted = run.manifest().get(_NOTHING)
-            if noted is None or not trained.is_graded:
-                raise
-            why = str(noted).rstrip(".")
+        if trained.is_graded:
+            why = nothing_left(run, work)
+        else:
+            work()
+        if why is not None:
             self._say(f"{trained.name} is left out: {why}.")
         comparison_basis.refuse(run.path, comparison_basis.run_changes(self._note, run))
         return why

@@ -46,7 +46,6 @@ def evaluated_with(recipe: Recipe) -> dict[str, Any]:
     loaded = {name: problems_of(recipe, name) for name in set_names(recipe)}
     tier = _tier(recipe, [problem for problems, _ in loaded.values() for problem in problems])
     engine = choose_engine(recipe.evaluate.engine)
-    takes_gguf = engine == "llama_cpp" or (engine == "server" and recipe.server.serves_gguf)
     sets = {
         name: {
             "name": about["name"],
@@ -60,7 +59,7 @@ def evaluated_with(recipe: Recipe) -> dict[str, Any]:
     return {
         "sets": sets,
         "engine": engine,
-        "gguf_type": recipe.model.gguf_type if takes_gguf else None,
+        "gguf_type": recipe.model.gguf_type if recipe.server.takes_gguf(engine) else None,
     }
 
 

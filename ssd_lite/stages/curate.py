@@ -16,6 +16,7 @@ from ssd_lite.records import Sample, sample_from_json
 from ssd_lite.run_folder import RunFolder
 from ssd_lite.stages.base_model import base_model
 from ssd_lite.stages.cut_off import dropped_warnings
+from ssd_lite.stages.nothing_left import note_nothing
 
 if TYPE_CHECKING:
     from ssd_lite.engines.tokenizer import ChatTokenizer
@@ -43,7 +44,7 @@ def curate(run: RunFolder) -> dict[str, Any]:
     kept, dropped = choose(samples, run.recipe.curate, run.recipe.train.max_length, passed)
     if not kept:
         reasons = ", ".join(f"{count} {name}" for name, count in dropped.items() if count) or "there was none"
-        run.note("nothing_to_learn", f"0 of {len(samples)} samples left: {reasons}")
+        note_nothing(run, f"0 of {len(samples)} samples left: {reasons}")
         raise NothingToLearnError(
             f"0 of {len(samples)} samples left: {reasons}.",
             where=str(run.samples),

@@ -141,7 +141,7 @@ def evaluate_model(recipe: Recipe, out: Path) -> dict[str, Any]:
     problems = take(chosen.problems, recipe.problems.evaluate_limit, settings.seed)
     source = resolve_model(recipe.model.name, recipe.model.revision)
     engine = choose_engine(settings.engine)
-    gguf = engine == "server" and recipe.server.serves_gguf
+    gguf = recipe.server.takes_gguf(engine)
     model = model_weights(source, engine, recipe.model.gguf_type, recipe.threads, gguf=gguf)
     with open_grader(settings.sandbox, problems) as grader:
         golden = check_golden(grader, problems)

@@ -108,7 +108,9 @@ def export_folder(
         replying = Replying(threads=threads)
         return check_exported(folder, paths, replying=replying, measure=check, has_weights=source.has_weights)
 
-    return _export(source, chosen, out or Path(f"{source.name}-gguf"), checked, _How(importance, threads))
+    how = _How(importance, threads)
+    summary, files = _export(source, chosen, out or Path(f"{source.name}-gguf"), checked, how)
+    return {**summary, **_serve(source, files, how)}
 
 
 def known_types(types: Sequence[str]) -> list[str]:
@@ -154,13 +156,15 @@ def _export_run(
     def checked(paths: Mapping[str, Path], source: Source) -> dict[str, Any]:
         return check_run(run, paths, source.folder, measure=check, has_weights=source.has_weights)
 
-    if out != run.gguf:
-        return _export(tuned_source(run), types, out, checked, _how(run, importance))
-
-    source, how, before = tuned_source(run), _how(run, importance), _exported(run)
-    if later:
-        return _export(source, types, out, checked, how, before=before, note=lambda summary: note_export(run, summary))
-    return _export(source, types, out, checked, how, after=before)
+    source, how = tuned_source(run), _how(run, importance)
+    before = _exported(run) if out == run.gguf else []
+    summary, files = _export(source, types, out, checked, how)
+    if later and out == run.gguf:
+        note_export(run, summary)  # before anything names the files
+        files = [*before, *files]
+    else:
+        files = [*files, *before]
+    return {**summary, **_serve(source, files, how)}
 
 
 def _how(run: RunFolder, importance: Importance | None = None) -> _How:
@@ -204,21 +208,9 @@ def _serve(source: Source, files: Sequence[tuple[str, Path]], how: _How) -> dict
 
 
 def _export(
-    source: Source,
-    types: Sequence[str],
-    out: Path,
-    check: Check,
-    how: _How,
-    *,
-    before: Sequence[tuple[str, Path]] = (),
-    after: Sequence[tuple[str, Path]] = (),
-    note: Callable[[Mapping[str, Any]], None] = lambda summary: None,
-) -> dict[str, Any]:
-    """Files, then the checks, then what serves them: what fails a check is not offered.
-
-    `before` and `after` are files that are served too, the first of all as the one that commands name; `note` is told
-    of the summary before anything names the files.
-    """
+    source: Source, types: Sequence[str], out: Path, check: Check, how: _How
+) -> tuple[dict[str, Any], list[tuple[str, Path]]]:
+    """Files, then the checks: what fails one is not offered. The summary, and the files for what serves them."""
     from ssd_lite.engines.gguf_check import check_vocabulary
 
     written = write_files(source, types, out, decoding=how.decoding, importance=how.importance, threads=how.threads)
@@ -229,6 +221,4 @@ def _export(
         for t, p in written.paths.items()
     ]
     matrix = {"imatrix": str(written.imatrix)} if written.imatrix else {}
-    summary = {"files": files, **matrix, "checks": check(written.paths, source)}
-    note(summary)
-    return {**summary, **_serve(source, [*before, *written.paths.items(), *after], how)}
+    return {"files": files, **matrix, "checks": check(written.paths, source)}, list(written.paths.items())

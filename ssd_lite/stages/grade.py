@@ -39,20 +39,16 @@ def grade_file(
     block: Block = "last",
     workers: int | None = None,
     interchange: Interchange | None = None,
-    problem_file: Path | None = None,
 ) -> dict[str, Any]:
     """Grade a file of samples and return a summary: counts of verdicts, pass@k, isolation, golden check.
 
     SAMPLES lines are `{"problem_id", "index", "completion"}` or `{"problem_id", "index", "program"}`. With `out`,
     grades are written there, one `{"problem_id", "index", "verdict", "detail", "cpu_s"}` a line, in the order of the
     samples; the file appears whole, at the end. `interchange` names files that other harnesses read, with the
-    same programs; `problem_file` is where the problems came from, if from a file. Raises UserError for a file or line
-    that cannot be used, before anything is graded for a file that cannot be written or would replace another of
-    these, and for a golden solution that fails.
+    same programs. Raises UserError for a file or line that cannot be used, before anything is graded for a file that
+    cannot be written or would replace another of these, and for a golden solution that fails.
     """
-    also = interchange or Interchange()
-    written = {"--out": out, "--evalplus": also.evalplus, "--livecodebench": also.livecodebench}
-    _refuse_outputs({"SAMPLES": samples, "--problems": problem_file}, written)
+    refuse_outputs({"SAMPLES": samples}, out, interchange or Interchange())
     by_id = {problem.id: problem for problem in problems}
     read = _read_samples(samples, by_id, block)
     used = {submission.problem.id for submission in read.submissions}
@@ -99,10 +95,11 @@ def summary(grades: Sequence[Grade]) -> dict[str, Any]:
     return {"problems": len(passes), "samples": len(grades), "verdicts": verdicts, **rates}
 
 
-def _refuse_outputs(inputs: Mapping[str, Path | None], outputs: Mapping[str, Path | None]) -> None:
+def refuse_outputs(inputs: Mapping[str, Path], out: Path | None, interchange: Interchange) -> None:
     """Raise UserError for an output that is an input, or another output, or cannot be written: grading takes long."""
-    taken = {name: path for name, path in inputs.items() if path is not None}
-    for option, path in outputs.items():
+    taken = dict(inputs)
+    written = {"--out": out, "--evalplus": interchange.evalplus, "--livecodebench": interchange.livecodebench}
+    for option, path in written.items():
         if path is None:
             continue
         parts = [path, _part(path)] if option == "--out" else [path]

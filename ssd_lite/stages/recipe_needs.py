@@ -86,7 +86,7 @@ def _for_gguf(recipe: Recipe, has_card: bool) -> dict[str, str]:
         found["gguf"] = "export.types"
         if recipe.export.check:
             found["llama.cpp"] = "export.check"
-    if server_program(recipe) is not None and recipe.server.serves_gguf:
+    if server_program(recipe) is not None and recipe.server.takes_gguf("server"):
         found["gguf"] = "server.command"
     for key, engine in (("sample.engine", recipe.sample.engine), ("evaluate.engine", recipe.evaluate.engine)):
         if engine == "llama_cpp" or (engine == "auto" and not has_card):

@@ -13,13 +13,13 @@ from typing import Any
 
 from ssd_lite import heartbeat
 from ssd_lite.atomic import write_json
-from ssd_lite.errors import UserError
 from ssd_lite.recipe import Recipe
 from ssd_lite.recipe_file import validate
 from ssd_lite.run_folder import ArmFolder, RunFolder, Stage, stages_of
 from ssd_lite.run_lock import run_lock
 from ssd_lite.stages.answers import read_samples
 from ssd_lite.stages.child import stop_signals
+from ssd_lite.stages.nothing_left import nothing_left
 from ssd_lite.stages.pipeline import last_word, run_stages
 from ssd_lite.stages.report import report
 from ssd_lite.stages.round_guard import against_base
@@ -31,7 +31,6 @@ WARNING = (
     "Several rounds of raw self-distillation are unpublished. Training on one's own output again and again is known to "
     "narrow a model until it collapses; the rounds stop where pass@k or diversity falls beyond its interval."
 )
-_NOTHING = "nothing_to_learn"  # the note of a stage in its run's manifest
 Say = Callable[[str], None]
 
 
@@ -52,7 +51,7 @@ def run_rounds(run: RunFolder, count: int, *, say: Say, stdout: int | None = Non
         for number in range(2, count + 1):
             inner = _prepare(run, before, number)
             say(f"Round {number} of {count}, from {before.merged}:")
-            nothing = _nothing_left(inner, partial(run_stages, inner, _stages(inner), asked, say=say, stdout=stdout))
+            nothing = nothing_left(inner, partial(run_stages, inner, _stages(inner), asked, say=say, stdout=stdout))
             if nothing is not None:
                 stopped = f"stopped after round {number - 1}: round {number} found nothing to learn from ({nothing})"
                 say(f"The rounds end here: {stopped}.\n")
@@ -98,20 +97,6 @@ class _Course:
             "best": best_round(self.found),
             "warning": WARNING,
         }
-
-
-def _nothing_left(inner: RunFolder, work: Callable[[], object]) -> str | None:
-    """Do the stages of a round; says why where a stage noted that there is nothing to learn from, else None."""
-    if _NOTHING in inner.manifest():
-        inner.note(_NOTHING, None)  # of an earlier try
-    try:
-        work()
-    except UserError:
-        noted = inner.manifest().get(_NOTHING)
-        if noted is None:
-            raise
-        return str(noted).rstrip(".")
-    return None
 
 
 @contextmanager

@@ -59,7 +59,7 @@ def _answering(run: RunFolder) -> Answering:
     if teacher is None:
         model = base_weights(run, engine)
     else:
-        gguf = engine == "server" and recipe.server.serves_gguf
+        gguf = recipe.server.takes_gguf(engine)
         model = model_weights(teacher, engine, recipe.model.gguf_type, recipe.threads, gguf=gguf)
     return Answering(
         engine=engine,

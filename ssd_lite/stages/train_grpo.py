@@ -23,6 +23,7 @@ from ssd_lite.stages.answers import take
 from ssd_lite.stages.base_model import base_model
 from ssd_lite.stages.grade import check_golden
 from ssd_lite.stages.guard import guard_problems
+from ssd_lite.stages.nothing_left import note_nothing
 from ssd_lite.stages.train import peak_rss_bytes
 
 
@@ -46,7 +47,7 @@ def train_by_reward(run: RunFolder) -> dict[str, Any]:
         try:
             summary = _train(run, problems, PassReward(grader, problems, recipe.evaluate.block))
         except NothingToLearnError as error:
-            run.note("nothing_to_learn", error.what)
+            note_nothing(run, error.what)
             raise
         described = grader.describe()
     summary |= {

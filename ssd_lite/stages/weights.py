@@ -25,16 +25,10 @@ class Weights:
     gguf_type: str | None
 
 
-def model_weights(
-    source: ModelSource, engine: Engine, gguf_type: str, threads: int | None, *, gguf: bool = False
-) -> Weights:
-    """Those of any model: under llama.cpp a GGUF runs as it is, tokenizer included, a folder in `gguf_type`.
-
-    `gguf` says that a server takes a GGUF.
-    """
+def model_weights(source: ModelSource, engine: Engine, gguf_type: str, threads: int | None, *, gguf: bool) -> Weights:
+    """Those of any model. Where a `gguf` is taken, one runs as it is, tokenizer included, a folder in `gguf_type`."""
     from ssd_lite.engines.model_source import gguf_file, hf_folder
 
-    gguf = gguf or engine == "llama_cpp"
     if gguf and source.gguf:
         return Weights(engine, source.gguf, source.gguf, source.weights_sha256, "as in the file")
     folder = hf_folder(source)
@@ -49,7 +43,7 @@ def base_weights(run: RunFolder, engine: Engine) -> Weights:
 
     source, gguf_type = base_model(run), run.recipe.model.gguf_type
     folder = hf_folder(source)
-    if not runs_gguf(run, engine):
+    if not run.recipe.server.takes_gguf(engine):
         return Weights(engine, folder, folder, source.weights_sha256, None)
     file = gguf_file(source, gguf_type, threads=run.recipe.threads)
     return Weights(engine, folder, file, source.weights_sha256, gguf_type)
@@ -65,11 +59,6 @@ def tuned_gguf_weights(run: RunFolder, gguf_type: str) -> Weights:
 
 def tuned_weights(run: RunFolder, engine: Engine) -> Weights:
     """Those of a run's merged model. Raises UserError before `merge` is done."""
-    if not runs_gguf(run, engine):
+    if not run.recipe.server.takes_gguf(engine):
         return Weights(engine, run.merged, run.merged, run.require("merge")["weights_sha256"], None)
     return replace(tuned_gguf_weights(run, run.recipe.model.gguf_type), engine=engine)
-
-
-def runs_gguf(run: RunFolder, engine: Engine) -> bool:
-    """Whether an engine of this run takes a GGUF: llama.cpp always, a server as its command says."""
-    return engine == "llama_cpp" or (engine == "server" and run.recipe.server.serves_gguf)
