@@ -149,7 +149,7 @@ def test_a_gguf_is_evaluated_without_a_folder_of_it(tmp_path: Path) -> None:
         assert (report["samples"], report["gguf_type"]) == (2, "as in the file")
         assert not list((tmp_path / "cache").glob("hf-*"))
         source = resolve_model(str(blob))
-        assert model_weights(source, "llama_cpp", "f16", 1).folder == blob
+        assert model_weights(source, "llama_cpp", "f16", 1, gguf=True).folder == blob
 
 
 _CHAT = """
