@@ -16,8 +16,8 @@ from typing import Any
 import numpy as np
 from tiny_models import packaged_fields
 
-from ssd_lite.engines.gguf_tokenizer import write_tokenizer
-from ssd_lite.engines.number_formats import CARRIERS, from_float32
+from ssd_lite.engines.gguf.tokenizer import write_tokenizer
+from ssd_lite.engines.weights.number_formats import CARRIERS, from_float32
 
 # From the models' public config.json.
 SHAPES: dict[str, dict[str, Any]] = {

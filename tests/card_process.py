@@ -23,7 +23,7 @@ def train(job: dict[str, Any]) -> dict[str, Any]:
     """
     folder, out = Path(job["folder"]), Path(job["out"])
     if job["engine"] == "unsloth":
-        from ssd_lite.engines import unsloth_model
+        from ssd_lite.engines.training import unsloth_model
 
         unsloth_model.prepare(out / "unsloth_compiled")
     if job.get("interpreter"):
@@ -31,10 +31,10 @@ def train(job: dict[str, Any]) -> dict[str, Any]:
     import torch
 
     from ssd_lite import interrupt
-    from ssd_lite.engines import trainer
-    from ssd_lite.engines.batching import TrainingRow
-    from ssd_lite.engines.peft_model import BaseModel
-    from ssd_lite.engines.step_watch import StepWatch
+    from ssd_lite.engines.training import trainer
+    from ssd_lite.engines.training.batching import TrainingRow
+    from ssd_lite.engines.training.peft_model import BaseModel
+    from ssd_lite.engines.training.step_watch import StepWatch
     from ssd_lite.errors import EXIT_STOPPED, Stopped
     from ssd_lite.journal import read_records
     from ssd_lite.recipe import Train
@@ -73,7 +73,8 @@ def train(job: dict[str, Any]) -> dict[str, Any]:
 
 def sample(job: dict[str, Any]) -> dict[str, Any]:
     """Draw `new` tokens for every prompt at once with the sampler `hf`, after a short warm-up; none may end early."""
-    from ssd_lite.engines.sampler import Request, SamplerOptions, open_sampler
+    from ssd_lite.engines.sampling.choice import open_sampler
+    from ssd_lite.engines.sampling.sampler import Request, SamplerOptions
     from ssd_lite.records import Prompt, SamplingSettings
 
     prompts = [tuple(ids) for ids in job["prompts"]]
@@ -131,7 +132,7 @@ def _through_the_interpreter() -> None:
     import torch
     import unsloth_shim
 
-    from ssd_lite.engines import unsloth_model
+    from ssd_lite.engines.training import unsloth_model
 
     unsloth_shim.repair()
     build = functools.partial(unsloth_model.build_model, number_format=torch.float16)

@@ -13,7 +13,7 @@ from ssd_lite.recipe_measuring import Evaluate
 from ssd_lite.recipe_section import Decoding
 from ssd_lite.records import FinishReason, Grade, Problem, Sample, to_json
 from ssd_lite.run_folder import RunFolder
-from ssd_lite.stages.arm_report import arm_numbers, compare
+from ssd_lite.stages.evaluation.arm_report import arm_numbers, compare
 
 HOSTILE = (
     '<script>document.title = "run by the model"</script>\n</pre>\x1b[31mred\x1b[0m \u202egnol\n```python\nx < 1 & 2\n'

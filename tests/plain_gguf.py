@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from ssd_lite.engines.gguf_set import write_pass
-from ssd_lite.engines.model_folder import ModelFolder
+from ssd_lite.engines.gguf.set import write_pass
+from ssd_lite.engines.weights.model_folder import ModelFolder
 from ssd_lite.recipe_section import Decoding
 
 

@@ -19,6 +19,7 @@ HEAVY = {
     "torch", "transformers", "peft", "bitsandbytes", "unsloth", "llama_cpp", "gguf", "accelerate", "tokenizers",
     "safetensors", "trl", "datasets",
 }  # fmt: skip
+MODULES = {".".join(path.relative_to(ROOT).with_suffix("").parts): path for path in FILES if path.name != "__init__.py"}
 MIDDLE = {"problems", "grading", "engines", "plan"}
 FOUNDATION = {
     "records", "problem_tests", "recipe", "recipe_section", "recipe_measuring", "recipe_export", "recipe_file",
@@ -30,9 +31,9 @@ MAX_FILE_LINES, MAX_FUNCTION_LINES = 250, 40
 # Named exceptions, each with its reason.
 LONG_FILES: dict[str, str] = {}
 LONG_FUNCTIONS = {
-    "ssd_lite/engines/gguf_tokenizer.py:_tokenizer_json": "one literal, the file it writes",
-    "ssd_lite/engines/loss.py:forward": "one pass over blocks of the vocabulary; autograd wants it in one function",
-    "ssd_lite/engines/trainer.py:train_model": "the order of a training run, step after step",
+    "ssd_lite/engines/gguf/tokenizer.py:_tokenizer_json": "one literal, the file it writes",
+    "ssd_lite/engines/training/loss.py:forward": "one pass over blocks of the vocabulary, one function for autograd",
+    "ssd_lite/engines/training/trainer.py:train_model": "the order of a training run, step after step",
 }
 FORBIDDEN_NAMES = {"utils", "util", "common", "helpers", "helper", "base", "manager"}
 
@@ -89,13 +90,49 @@ def test_imports_point_right(path: Path) -> None:
     assert own_rooms(path) <= allowed
 
 
-def test_foundation_does_not_go_round_in_circles() -> None:
-    needs = {room(path): own_rooms(path) for path in FILES if room(path) in FOUNDATION}
-    while needs:
-        free = [name for name, others in needs.items() if not others & set(needs)]
-        assert free, f"these import each other: {sorted(needs)}"
+def assert_no_circle(needs: dict[str, set[str]]) -> None:
+    """Take away what needs nothing that is still there, until all is gone."""
+    left = {name: others - {name} for name, others in needs.items()}
+    while left:
+        free = [name for name, others in left.items() if not others & set(left)]
+        assert free, f"these import each other: { {name: sorted(left[name] & set(left)) for name in sorted(left)} }"
         for name in free:
-            del needs[name]
+            del left[name]
+
+
+def modules(path: Path) -> set[str]:
+    """The files of ssd_lite that a file imports, as dotted names; `from room import module` counts as the module."""
+    found = set()
+    for node in ast.walk(ast.parse(path.read_text())):
+        if isinstance(node, ast.ImportFrom) and (node.module or "").startswith("ssd_lite"):
+            found |= {node.module or "", *(f"{node.module}.{alias.name}" for alias in node.names)}
+        elif isinstance(node, ast.Import):
+            found |= {alias.name for alias in node.names}
+    return found & set(MODULES)
+
+
+def test_foundation_does_not_go_round_in_circles() -> None:
+    assert_no_circle({room(path): own_rooms(path) for path in FILES if room(path) in FOUNDATION})
+
+
+def test_no_two_files_need_each_other() -> None:
+    """Imports inside functions and for types count too."""
+    assert_no_circle({name: modules(path) for name, path in MODULES.items()})
+
+
+@pytest.mark.parametrize("place", ["engines", "stages"])
+def test_rooms_of_a_folder_do_not_go_round_in_circles(place: str) -> None:
+    """A folder inside is one room, a file beside it another."""
+
+    def inner(name: str) -> str:
+        return name.split(".")[2]
+
+    needs: dict[str, set[str]] = {}
+    for name, path in MODULES.items():
+        if name.startswith(f"ssd_lite.{place}."):
+            others = {inner(other) for other in modules(path) if other.startswith(f"ssd_lite.{place}.")}
+            needs.setdefault(inner(name), set()).update(others)
+    assert_no_circle(needs)
 
 
 @pytest.mark.parametrize("path", [p for p in FILES if room(p) != "engines"], ids=name_of)

@@ -3,7 +3,7 @@
 import pytest
 
 from ssd_lite.records import Grade, Problem, Sample, SamplingSettings
-from ssd_lite.stages.arm_report import arm_numbers, compare
+from ssd_lite.stages.evaluation.arm_report import arm_numbers, compare
 
 SETTINGS = SamplingSettings(0.6, 20, 0.8, 0.0, 50)
 PROBLEMS = [

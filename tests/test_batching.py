@@ -10,10 +10,17 @@ import torch
 from tiny_model import random_rows, save_tiny_model
 from transformers import AutoModelForCausalLM
 
-from ssd_lite.engines.batching import BatchShape, MicroBatches, TrainingRow, collate, plan_batches, sample_order
-from ssd_lite.engines.loss_model import LossModel
-from ssd_lite.engines.peft_model import build_model
-from ssd_lite.engines.targets import Targets
+from ssd_lite.engines.sampling.targets import Targets
+from ssd_lite.engines.training.batching import (
+    BatchShape,
+    MicroBatches,
+    TrainingRow,
+    collate,
+    plan_batches,
+    sample_order,
+)
+from ssd_lite.engines.training.loss_model import LossModel
+from ssd_lite.engines.training.peft_model import build_model
 from ssd_lite.recipe import Train
 
 

@@ -17,13 +17,13 @@ from trained_run import make_merged_run
 
 from ssd_lite.atomic import new_folder
 from ssd_lite.cli import main
-from ssd_lite.engines.model_folder import weights_sha256
+from ssd_lite.engines.weights.model_folder import weights_sha256
 from ssd_lite.errors import UserError
 from ssd_lite.recipe import Recipe
 from ssd_lite.run_folder import RunFolder
 from ssd_lite.stages.chat import ChatOptions, chat, chat_replies
-from ssd_lite.stages.conversation import Conversation
-from ssd_lite.stages.side_by_side import Columns, visible, wide
+from ssd_lite.stages.conversation.side_by_side import Columns, visible, wide
+from ssd_lite.stages.conversation.turns import Conversation
 
 pytest.importorskip("llama_cpp")
 

@@ -25,13 +25,13 @@ from ssd_lite.recipe_file import differences, load_recipe
 from ssd_lite.recipe_section import Decoding
 from ssd_lite.records import Problem
 from ssd_lite.stages.compare import prepare, share_samples
-from ssd_lite.stages.comparison_folder import ComparisonFolder
-from ssd_lite.stages.comparison_page import render, terminal_table
-from ssd_lite.stages.comparison_plan import ArmOrder, candidates, completions, read_order, split, trained_runs
-from ssd_lite.stages.comparison_rows import BEST, MATCHED, TRAINING, Row, best_decoding, numbers
-from ssd_lite.stages.comparison_rows import differences as gaps
-from ssd_lite.stages.comparison_sets import problems_of
-from ssd_lite.stages.comparison_verdict import verdict
+from ssd_lite.stages.comparison.folder import ComparisonFolder
+from ssd_lite.stages.comparison.page import render, terminal_table
+from ssd_lite.stages.comparison.plan import ArmOrder, candidates, completions, read_order, split, trained_runs
+from ssd_lite.stages.comparison.rows import BEST, MATCHED, TRAINING, Row, best_decoding, numbers
+from ssd_lite.stages.comparison.rows import differences as gaps
+from ssd_lite.stages.comparison.sets import problems_of
+from ssd_lite.stages.comparison.verdict import verdict
 
 T6, T11 = Decoding(temperature=0.6), Decoding(temperature=1.1)
 

@@ -15,12 +15,12 @@ from ssd_lite.recipe_file import load_recipe
 from ssd_lite.recipe_section import Decoding
 from ssd_lite.run_folder import RunFolder
 from ssd_lite.run_lock import run_lock
-from ssd_lite.stages import comparison_basis as basis
 from ssd_lite.stages.compare import Work
-from ssd_lite.stages.comparison_arms import evaluate_arms
-from ssd_lite.stages.comparison_folder import ComparisonFolder
-from ssd_lite.stages.comparison_plan import ArmOrder, trained_runs
-from ssd_lite.stages.comparison_sets import problems_of
+from ssd_lite.stages.comparison import basis
+from ssd_lite.stages.comparison.arms import evaluate_arms
+from ssd_lite.stages.comparison.folder import ComparisonFolder
+from ssd_lite.stages.comparison.plan import ArmOrder, trained_runs
+from ssd_lite.stages.comparison.sets import problems_of
 
 T6 = Decoding(temperature=0.6)
 BASE_TEST = ArmOrder("base", T6, "test")

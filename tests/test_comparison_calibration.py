@@ -14,8 +14,8 @@ import pytest
 from ssd_lite.grading.statistics import Interval, smallest_of_interval
 from ssd_lite.recipe_file import load_recipe
 from ssd_lite.recipe_section import Decoding
-from ssd_lite.stages.comparison_plan import BASE, ArmOrder, completions
-from ssd_lite.stages.comparison_rows import MATCHED, Row, best_decoding, differences
+from ssd_lite.stages.comparison.plan import BASE, ArmOrder, completions
+from ssd_lite.stages.comparison.rows import MATCHED, Row, best_decoding, differences
 
 T6 = Decoding(temperature=0.6)
 

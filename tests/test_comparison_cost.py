@@ -7,9 +7,9 @@ from pathlib import Path
 import pytest
 
 from ssd_lite.recipe_file import load_recipe
-from ssd_lite.stages.comparison_cost import cost_of
-from ssd_lite.stages.comparison_folder import ComparisonFolder
-from ssd_lite.stages.comparison_plan import trained_runs
+from ssd_lite.stages.comparison.cost import cost_of
+from ssd_lite.stages.comparison.folder import ComparisonFolder
+from ssd_lite.stages.comparison.plan import trained_runs
 
 
 def processes(**seconds: float) -> dict[str, dict[str, float]]:

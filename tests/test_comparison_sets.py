@@ -15,8 +15,8 @@ from ssd_lite.recipe import Recipe
 from ssd_lite.recipe_file import load_recipe
 from ssd_lite.stages.answers import take
 from ssd_lite.stages.compare import prepare
-from ssd_lite.stages.comparison_plan import trained_runs
-from ssd_lite.stages.comparison_sets import check_sets, check_solutions
+from ssd_lite.stages.comparison.plan import trained_runs
+from ssd_lite.stages.comparison.sets import check_sets, check_solutions
 
 WRONG = "def double(x):\n    return x\n"
 

@@ -17,8 +17,8 @@ from ssd_lite.records import Problem, Sample, SamplingSettings, to_json
 from ssd_lite.run_folder import RunFolder
 from ssd_lite.stages import correctness, curate
 from ssd_lite.stages.correctness import require_tests
-from ssd_lite.stages.model_card import card
-from ssd_lite.stages.report_facts import curating
+from ssd_lite.stages.pages.facts import curating
+from ssd_lite.stages.pages.model_card import card
 from ssd_lite.stages.report_findings import Findings
 from ssd_lite.stages.sample import sample as sample_stage
 

@@ -20,12 +20,12 @@ from ssd_lite.errors import Stopped, UserError
 from ssd_lite.recipe_file import validate
 from ssd_lite.records import SamplingSettings
 from ssd_lite.run_folder import RunFolder
-from ssd_lite.stages import diagnosis_reading
 from ssd_lite.stages.diagnose import diagnose_run
-from ssd_lite.stages.diagnosis_advice import advise, judge_noise, matched_temperature, truncation
-from ssd_lite.stages.diagnosis_plots import lines
-from ssd_lite.stages.diagnosis_reading import TEMPERATURES, in_drawn_order, law_set
-from ssd_lite.stages.diagnosis_section import diagnosis, page_of, terminal_text
+from ssd_lite.stages.diagnosis import reading as diagnosis_reading
+from ssd_lite.stages.diagnosis.advice import advise, judge_noise, matched_temperature, truncation
+from ssd_lite.stages.diagnosis.reading import TEMPERATURES, in_drawn_order, law_set
+from ssd_lite.stages.pages.diagnosis_plots import lines
+from ssd_lite.stages.pages.diagnosis_section import diagnosis, page_of, terminal_text
 from ssd_lite.stages.report import report
 from ssd_lite.stages.sample import sample
 

@@ -5,8 +5,8 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from ssd_lite.engines.measures import KINDS, along, between, kinds, of_model
-from ssd_lite.engines.position_facts import Facts, read_block
+from ssd_lite.engines.scoring.measures import KINDS, along, between, kinds, of_model
+from ssd_lite.engines.scoring.position_facts import Facts, read_block
 from ssd_lite.records import SamplingSettings
 
 # Heads of a toy of 16 tokens; a geometric tail over the other tokens.

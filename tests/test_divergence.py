@@ -7,9 +7,9 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from ssd_lite.engines.divergence import Reference, log_probabilities
-from ssd_lite.engines.gguf_measures import ReferenceModel, choose_reference, measure, most_positions
-from ssd_lite.engines.scorer import Text, spread_positions
+from ssd_lite.engines.checks.gguf_measures import ReferenceModel, choose_reference, measure, most_positions
+from ssd_lite.engines.scoring.divergence import Reference, log_probabilities
+from ssd_lite.engines.scoring.scorer import Text, spread_positions
 from ssd_lite.errors import UserError
 
 pytest.importorskip("llama_cpp")
@@ -26,7 +26,7 @@ def ggufs(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, dict[str, Pat
     """A random model wide enough for K-quants, and files of it."""
     from tiny_models import save_tiny
 
-    from ssd_lite.engines.gguf_set import write_gguf_set
+    from ssd_lite.engines.gguf.set import write_gguf_set
 
     folder = save_tiny(tmp_path_factory.mktemp("m") / "m", hidden_size=256, intermediate_size=512)
     paths = {name: folder.parent / f"m-{name}.gguf" for name in ("f32", "q8_0", "q2_k")}
@@ -91,7 +91,7 @@ def test_a_disk_without_room_for_the_laws_is_said(ggufs, monkeypatch: pytest.Mon
 
 
 def test_pieces_smaller_than_a_text_change_nothing(ggufs, monkeypatch: pytest.MonkeyPatch) -> None:
-    from ssd_lite.engines import hf_scorer, llama_cpp_scorer
+    from ssd_lite.engines.scoring import hf_scorer, llama_cpp_scorer
 
     folder, paths = ggufs
     wanted, reference = texts([(5, 40), (30, 7)]), ReferenceModel("hf", folder, "")
@@ -111,7 +111,7 @@ def test_the_error_takes_texts_as_units(tmp_path: Path) -> None:
 
 
 def test_vocabularies_of_two_lengths_are_compared_where_both_have_tokens(tmp_path: Path, monkeypatch) -> None:
-    import ssd_lite.engines.divergence as module
+    import ssd_lite.engines.scoring.divergence as module
 
     rows = {
         "a": np.array([[1.0, 2.0, 0.5, -3.0]], dtype=np.float32),
@@ -139,7 +139,7 @@ def test_masked_tokens_give_numbers() -> None:
 
 
 def test_the_reference_is_the_model_where_it_fits_and_an_exact_file_where_not(ggufs, monkeypatch) -> None:
-    import ssd_lite.engines.gguf_measures as module
+    import ssd_lite.engines.checks.gguf_measures as module
 
     folder, paths = ggufs
     assert choose_reference(folder, paths).engine == "hf"

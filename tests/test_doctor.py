@@ -19,14 +19,15 @@ from ssd_lite.cli import main
 from ssd_lite.errors import MissingLibraryError
 from ssd_lite.recipe import Train
 from ssd_lite.recipe_file import load_recipe
-from ssd_lite.stages import doctor, doctor_recipe, recipe_needs
+from ssd_lite.stages import doctor, recipe_needs
+from ssd_lite.stages.checkup import recipe as doctor_recipe
+from ssd_lite.stages.checkup.cards import Cards
+from ssd_lite.stages.checkup.child import Probed, probe, run_limited
+from ssd_lite.stages.checkup.finding import Finding, as_text, needed
+from ssd_lite.stages.checkup.nvidia import Card, Driver
+from ssd_lite.stages.checkup.recipe import with_needs
+from ssd_lite.stages.checkup.versions import installed
 from ssd_lite.stages.doctor import Question, engine_finding, examine, sandbox_finding
-from ssd_lite.stages.doctor_cards import Cards
-from ssd_lite.stages.doctor_child import Probed, probe, run_limited
-from ssd_lite.stages.doctor_finding import Finding, as_text, needed
-from ssd_lite.stages.doctor_nvidia import Card, Driver
-from ssd_lite.stages.doctor_recipe import with_needs
-from ssd_lite.stages.doctor_versions import installed
 from ssd_lite.stages.pipeline import prepare
 from ssd_lite.stages.recipe_needs import MODULES, needs
 
@@ -137,7 +138,7 @@ def test_self_tests_can_fail(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) ->
     import bitsandbytes.functional
     import torch
 
-    from ssd_lite.engines import doctor_bitsandbytes, doctor_llama
+    from ssd_lite.engines.checks import doctor_bitsandbytes, doctor_llama
 
     exact = bitsandbytes.functional.dequantize_4bit
     monkeypatch.setattr(bitsandbytes.functional, "dequantize_4bit", lambda *a, **k: exact(*a, **k) * 1.01)

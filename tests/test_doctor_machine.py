@@ -8,8 +8,8 @@ from pathlib import Path
 
 import pytest
 
-from ssd_lite.stages.doctor_finding import GIB
-from ssd_lite.stages.doctor_machine import (
+from ssd_lite.stages.checkup.finding import GIB
+from ssd_lite.stages.checkup.machine import (
     Quota,
     cores_finding,
     cpu_finding,

@@ -7,8 +7,8 @@ from typing import Any
 
 import pytest
 
-from ssd_lite.stages import doctor_cards
-from ssd_lite.stages.doctor_cards import (
+from ssd_lite.stages.checkup import cards as doctor_cards
+from ssd_lite.stages.checkup.cards import (
     CUDA_12_TORCH,
     NEW_DRIVER,
     Cards,
@@ -19,8 +19,8 @@ from ssd_lite.stages.doctor_cards import (
     tenants_finding,
     torch_finding,
 )
-from ssd_lite.stages.doctor_child import Probed
-from ssd_lite.stages.doctor_nvidia import (
+from ssd_lite.stages.checkup.child import Probed
+from ssd_lite.stages.checkup.nvidia import (
     Card,
     Driver,
     Tenant,

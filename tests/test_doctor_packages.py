@@ -14,10 +14,10 @@ import pytest
 from packaging.specifiers import InvalidSpecifier, SpecifierSet
 from packaging.version import Version
 
-from ssd_lite.engines.engine_choice import UNSLOTH
-from ssd_lite.stages.doctor_child import Probed
-from ssd_lite.stages.doctor_hub import hub_cache, offline, reach_finding, token_finding
-from ssd_lite.stages.doctor_packages import (
+from ssd_lite.engines.training.engine_choice import UNSLOTH
+from ssd_lite.stages.checkup.child import Probed
+from ssd_lite.stages.checkup.hub import hub_cache, offline, reach_finding, token_finding
+from ssd_lite.stages.checkup.packages import (
     PACKAGES,
     bitsandbytes_finding,
     llama_finding,
@@ -25,7 +25,7 @@ from ssd_lite.stages.doctor_packages import (
     package_findings,
     unsloth_finding,
 )
-from ssd_lite.stages.doctor_versions import Requirement, allows, installed, key, parse, requirements
+from ssd_lite.stages.checkup.versions import Requirement, allows, installed, key, parse, requirements
 
 VERSIONS = [
     "1.0", "1.0.0", "1.0.1", "1.0rc1", "1.0a2", "1.0.dev3", "1.0.post1", "1.0.post1.dev2", "1.0rc1.dev2", "2.13.0",

@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 
-from ssd_lite.stages.doctor_proof import case_finding, proof_findings
+from ssd_lite.stages.checkup.proof import case_finding, proof_findings
 
 STAND_IN = """
 import json, sys, time

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from ssd_lite.engines.engine_choice import UNSLOTH, Machine, choose_engine
+from ssd_lite.engines.training.engine_choice import UNSLOTH, Machine, choose_engine
 from ssd_lite.errors import UserError
 from ssd_lite.recipe import Train
 from ssd_lite.recipe_file import load_recipe
@@ -63,7 +63,7 @@ def test_a_training_goes_on_with_the_engine_of_its_checkpoints(
 ) -> None:
     """`auto` would take the other one by now: Unsloth was installed meanwhile, or is gone."""
     prepared: list[Path] = []
-    monkeypatch.setattr("ssd_lite.engines.unsloth_model.prepare", prepared.append)
+    monkeypatch.setattr("ssd_lite.engines.training.unsloth_model.prepare", prepared.append)
     now = CARD if begun_with == "peft" else replace(CARD, unsloth=None)
     monkeypatch.setattr(Machine, "here", lambda: now)
     run = RunFolder.create(tmp_path / "r", load_recipe("quickstart"))

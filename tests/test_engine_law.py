@@ -5,8 +5,9 @@ from collections import Counter
 import numpy as np
 import pytest
 
-from ssd_lite.engines.law import derived_seed, survivors
-from ssd_lite.engines.sampler import Request, SamplerOptions, open_sampler
+from ssd_lite.engines.sampling.choice import open_sampler
+from ssd_lite.engines.sampling.law import derived_seed, survivors
+from ssd_lite.engines.sampling.sampler import Request, SamplerOptions
 from ssd_lite.records import Prompt, SamplingSettings
 
 LAW = SamplingSettings(temperature=1.6, top_k=20, top_p=0.8, min_p=0.0, max_new_tokens=1)

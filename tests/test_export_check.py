@@ -10,7 +10,7 @@ import click
 import pytest
 from tiny_models import save_tiny
 
-from ssd_lite.engines.divergence import Divergence
+from ssd_lite.engines.scoring.divergence import Divergence
 from ssd_lite.engines.tokenizer import ChatTokenizer
 from ssd_lite.errors import UserError
 from ssd_lite.interrupt import listen
@@ -18,11 +18,12 @@ from ssd_lite.journal import Journal
 from ssd_lite.recipe import Recipe
 from ssd_lite.records import Sample, SamplingSettings, to_json
 from ssd_lite.run_folder import RunFolder
-from ssd_lite.stages import check_texts, export_check
-from ssd_lite.stages.check_texts import run_texts, starter_texts
 from ssd_lite.stages.export import export_folder
-from ssd_lite.stages.export_check import KL_LIMITS, Replying, bits, check_exported
-from ssd_lite.stages.gguf_section import check_lines
+from ssd_lite.stages.exports import check as export_check
+from ssd_lite.stages.exports import check_texts
+from ssd_lite.stages.exports.check import KL_LIMITS, Replying, bits, check_exported
+from ssd_lite.stages.exports.check_texts import run_texts, starter_texts
+from ssd_lite.stages.pages.gguf_section import check_lines
 
 pytest.importorskip("llama_cpp")
 
@@ -85,7 +86,7 @@ def test_a_wrong_template_fails_the_export_with_code_2(folder: Path, done: dict,
 
 
 def test_where_nothing_exact_fits_it_says_that_nothing_was_measured(folder: Path, done: dict, monkeypatch) -> None:
-    import ssd_lite.engines.gguf_measures as module
+    import ssd_lite.engines.checks.gguf_measures as module
 
     monkeypatch.setattr(module, "available_bytes", lambda: 1000)
     monkeypatch.setattr(module, "card_bytes", lambda: None)
@@ -126,7 +127,7 @@ def test_limits_rise_as_bits_fall() -> None:
 
 
 def test_a_reply_cut_off_while_thinking_is_not_held_against_it() -> None:
-    from ssd_lite.engines.gguf_measures import Reply
+    from ssd_lite.engines.checks.gguf_measures import Reply
 
     assert export_check._thinks(Reply("?", "<think>Hm, hm", False), opened=False)
     assert export_check._thinks(Reply("?", "Hm, hm", False), opened=True)
@@ -184,7 +185,7 @@ def test_long_completions_count_up_to_a_bound(tmp_path: Path, folder: Path) -> N
 
 def test_figures_that_are_not_finite_are_kept_as_none_and_said(folder: Path, done: dict, monkeypatch) -> None:
     """A model of NaN gives a warning and a result that JSON can hold, not a traceback after all files are written."""
-    import ssd_lite.engines.gguf_measures as module
+    import ssd_lite.engines.checks.gguf_measures as module
 
     nan = float("nan")
     paths = {"q8_0": Path(done["files"][0]["path"])}

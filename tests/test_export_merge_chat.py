@@ -17,7 +17,7 @@ from ssd_lite.run_folder import RunFolder
 from ssd_lite.stages.chat import ChatOptions, Conversation, chat, visible
 from ssd_lite.stages.export import export, export_folder, tuned_gguf
 from ssd_lite.stages.merge import merge
-from ssd_lite.stages.model_card import write_card
+from ssd_lite.stages.pages.model_card import write_card
 
 pytest.importorskip("llama_cpp")
 pytest.importorskip("peft")

@@ -13,20 +13,20 @@ from click.testing import CliRunner
 from tiny_models import save_tiny
 
 from ssd_lite.cli import main
-from ssd_lite.engines import gguf_stream
-from ssd_lite.engines.gguf_read import open_gguf
-from ssd_lite.engines.imatrix_file import read_imatrix
+from ssd_lite.engines.gguf import stream as gguf_stream
+from ssd_lite.engines.gguf.imatrix_file import read_imatrix
+from ssd_lite.engines.gguf.read import open_gguf
 from ssd_lite.engines.model_source import resolve_model
 from ssd_lite.errors import Stopped, UserError
 from ssd_lite.recipe import Recipe
 from ssd_lite.recipe_section import Decoding
 from ssd_lite.run_folder import RunFolder
 from ssd_lite.stages.chat import ChatOptions, open_model
-from ssd_lite.stages.chat_file import file_decoding
+from ssd_lite.stages.conversation.gguf_file import file_decoding
 from ssd_lite.stages.export import export, export_folder, export_more, tuned_gguf
+from ssd_lite.stages.exports.serving import served_files
 from ssd_lite.stages.merge import merge
-from ssd_lite.stages.push_files import pieces, refuse_what_is_not_there
-from ssd_lite.stages.serving import served_files
+from ssd_lite.stages.upload.files import pieces, refuse_what_is_not_there
 
 pytest.importorskip("llama_cpp")
 pytest.importorskip("peft")

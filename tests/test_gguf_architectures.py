@@ -13,8 +13,8 @@ from tiny_architectures import CASES, SLOW_CASES, save_case
 from tiny_models import hf_logits, llama_logits
 from tiny_tokenizers import NASTY
 
-from ssd_lite.engines.gguf_read import GgufFile, open_gguf
-from ssd_lite.engines.quantise import Vocabulary
+from ssd_lite.engines.gguf.quantise import Vocabulary
+from ssd_lite.engines.gguf.read import GgufFile, open_gguf
 from ssd_lite.engines.tokenizer import ChatTokenizer
 
 pytest.importorskip("llama_cpp")

@@ -14,10 +14,10 @@ from tiny_architectures import CASES, save_case
 from tiny_models import hf_logits, save_tiny
 
 from ssd_lite.cli import main
-from ssd_lite.engines.gguf_lora import write_lora_gguf
-from ssd_lite.engines.gguf_read import open_gguf
-from ssd_lite.engines.merge_weights import merge_folder
+from ssd_lite.engines.gguf.lora import write_lora_gguf
+from ssd_lite.engines.gguf.read import open_gguf
 from ssd_lite.engines.model_source import resolve_model
+from ssd_lite.engines.weights.merge import merge_folder
 from ssd_lite.errors import UserError
 from ssd_lite.plan.shapes import from_config
 from ssd_lite.recipe import Recipe

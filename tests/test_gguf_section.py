@@ -13,7 +13,7 @@ from evaluated_run import make_run
 
 from ssd_lite.run_folder import RunFolder
 from ssd_lite.stages.gguf_arms import GGUF_FILE, run_gguf_arms
-from ssd_lite.stages.gguf_section import card_text, check_lines, comparison_rows, quantised, terminal_lines
+from ssd_lite.stages.pages.gguf_section import card_text, check_lines, comparison_rows, quantised, terminal_lines
 from ssd_lite.stages.report import report, table
 from ssd_lite.stages.report_findings import read_findings
 from ssd_lite.stages.weights import Weights

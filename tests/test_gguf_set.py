@@ -13,12 +13,14 @@ import pytest
 from plain_gguf import write_gguf
 from tiny_models import save_tiny
 
-from ssd_lite.engines import gguf_part, gguf_stream, gguf_types
-from ssd_lite.engines.gguf_set import write_gguf_set, write_pass
-from ssd_lite.engines.gguf_types import FILE_TYPES
-from ssd_lite.engines.imatrix_file import Imatrix
-from ssd_lite.engines.model_folder import ModelFolder
-from ssd_lite.engines.quantise import quantise
+from ssd_lite.engines.gguf import part as gguf_part
+from ssd_lite.engines.gguf import stream as gguf_stream
+from ssd_lite.engines.gguf import types as gguf_types
+from ssd_lite.engines.gguf.imatrix_file import Imatrix
+from ssd_lite.engines.gguf.quantise import quantise
+from ssd_lite.engines.gguf.set import write_gguf_set, write_pass
+from ssd_lite.engines.gguf.types import FILE_TYPES
+from ssd_lite.engines.weights.model_folder import ModelFolder
 from ssd_lite.errors import Stopped, UserError
 from ssd_lite.recipe_section import NEEDS_IMATRIX, Decoding
 
@@ -30,7 +32,7 @@ DECODING = Decoding(temperature=1.1, top_k=20, top_p=0.8)
 
 def _imatrix(folder: Path) -> Imatrix:
     """Made-up weights of columns for every weight of the layers."""
-    from ssd_lite.engines.gguf_model import GgufModel
+    from ssd_lite.engines.gguf.model import GgufModel
 
     draw = np.random.default_rng(0)
     tensors = [t for t in GgufModel(ModelFolder(folder)).tensors if t.name.startswith("blk.") and not t.is_vector]
@@ -97,7 +99,7 @@ _SEARCHED = pytest.param([*sorted(NEEDS_IMATRIX - {"iq3_xxs", "q2_k_s"})], marks
 def test_with_a_matrix_the_tensors_are_llama_cpps_and_the_file_notes_it(
     types: list[str], narrow: Path, tmp_path: Path
 ) -> None:
-    from ssd_lite.engines.gguf_read import open_gguf
+    from ssd_lite.engines.gguf.read import open_gguf
 
     matrix = _imatrix(narrow)
     paths = {name: tmp_path / f"m-{name}.gguf" for name in types}
@@ -122,7 +124,7 @@ def test_with_a_matrix_the_tensors_are_llama_cpps_and_the_file_notes_it(
 
 
 def test_a_matrix_changes_what_is_written(narrow: Path, tmp_path: Path) -> None:
-    from ssd_lite.engines.gguf_read import open_gguf
+    from ssd_lite.engines.gguf.read import open_gguf
 
     with_matrix, without = {"q4_k_m": tmp_path / "with.gguf"}, {"q4_k_m": tmp_path / "without.gguf"}
     write_gguf_set(narrow, with_matrix, imatrix=_imatrix(narrow))
@@ -302,7 +304,7 @@ def test_one_block_of_a_tensor_is_in_memory_at_a_time(wide: Path, tmp_path: Path
         largest = max(largest, rows.size)
         return plain(rows, *more)
 
-    monkeypatch.setattr("ssd_lite.engines.safetensors_file.BLOCK_NUMBERS", 7 * 256)
+    monkeypatch.setattr("ssd_lite.engines.weights.safetensors_file.BLOCK_NUMBERS", 7 * 256)
     monkeypatch.setattr(gguf_stream, "quantise_rows", watched)
     write_pass(ModelFolder(wide), {"q4_k_m": tmp_path / "b.gguf"}, name="n")
     assert (tmp_path / "a.gguf").read_bytes() == (tmp_path / "b.gguf").read_bytes()

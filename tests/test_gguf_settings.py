@@ -7,9 +7,9 @@ from typing import Any
 
 import pytest
 
-from ssd_lite.engines.gguf_architecture import ARCHITECTURES, Architecture, architecture_of, gguf_architecture
-from ssd_lite.engines.gguf_names import to_checkpoint_name, to_gguf_name
-from ssd_lite.engines.gguf_settings import check_convertible, metadata
+from ssd_lite.engines.gguf.architecture import ARCHITECTURES, Architecture, architecture_of, gguf_architecture
+from ssd_lite.engines.gguf.names import to_checkpoint_name, to_gguf_name
+from ssd_lite.engines.gguf.settings import check_convertible, metadata
 from ssd_lite.errors import UserError
 
 # Settings in the spelling of published config.json files: Gemma 3 1B, Phi-4-mini, Mistral 7B, SmolLM3.

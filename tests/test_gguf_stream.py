@@ -11,8 +11,8 @@ import pytest
 from plain_gguf import write_gguf
 from tiny_models import LLAMA3_ROPE, hf_logits, llama_logits, packaged_folder, save_tiny
 
-from ssd_lite.engines.gguf_read import open_gguf, write_folder
-from ssd_lite.engines.model_folder import ModelFolder
+from ssd_lite.engines.gguf.read import open_gguf, write_folder
+from ssd_lite.engines.weights.model_folder import ModelFolder
 from ssd_lite.errors import UserError
 from ssd_lite.recipe_section import Decoding
 

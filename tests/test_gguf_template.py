@@ -10,7 +10,7 @@ import pytest
 from plain_gguf import write_gguf
 from tiny_models import save_tiny
 
-from ssd_lite.engines.gguf_template import check_templates, conversations
+from ssd_lite.engines.checks.gguf_template import check_templates, conversations
 from ssd_lite.errors import UserError
 
 pytest.importorskip("llama_cpp")

@@ -13,11 +13,11 @@ from reference_converter import tokenizers_folder
 from tiny_architectures import CASES, save_case
 from tiny_tokenizers import NASTY, byte_level, corpus, from_pieces, write_tokenizer
 
-from ssd_lite.engines.gguf_check import check_vocabulary
-from ssd_lite.engines.gguf_read import open_gguf
-from ssd_lite.engines.gguf_sentencepiece import BYTE, CONTROL, NORMAL, UNKNOWN, USER_DEFINED, read_pieces
-from ssd_lite.engines.gguf_vocabulary import read_vocabulary
-from ssd_lite.engines.quantise import Vocabulary
+from ssd_lite.engines.checks.gguf_check import check_vocabulary
+from ssd_lite.engines.gguf.quantise import Vocabulary
+from ssd_lite.engines.gguf.read import open_gguf
+from ssd_lite.engines.gguf.sentencepiece import BYTE, CONTROL, NORMAL, UNKNOWN, USER_DEFINED, read_pieces
+from ssd_lite.engines.gguf.vocabulary import read_vocabulary
 from ssd_lite.engines.tokenizer import ChatTokenizer
 from ssd_lite.errors import UserError
 

@@ -8,7 +8,7 @@ import pytest
 
 from ssd_lite.grading import statistics
 from ssd_lite.grading.pass_at_k import pass_at_k
-from ssd_lite.stages.arm_report import power
+from ssd_lite.stages.evaluation.arm_report import power
 
 
 @pytest.mark.parametrize(("n", "c", "k"), [(5, 2, 1), (5, 2, 3), (6, 0, 4), (6, 6, 2), (7, 3, 7), (4, 1, 4)])

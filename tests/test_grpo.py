@@ -21,14 +21,15 @@ from tokenizers import Tokenizer, processors
 
 from ssd_lite import interrupt
 from ssd_lite.atomic import is_whole
-from ssd_lite.engines import grpo_trainer, model_source
-from ssd_lite.engines.checkpoints import newest_whole
-from ssd_lite.engines.grpo_trainer import train_grpo
-from ssd_lite.engines.merge_weights import merge_folder
-from ssd_lite.engines.peft_model import BaseModel, trainable
-from ssd_lite.engines.reward_trainer import RewardTrainer, plain_tokenizer
+from ssd_lite.engines import model_source
 from ssd_lite.engines.tokenizer import ChatTokenizer
-from ssd_lite.engines.trainer import TrainingFiles
+from ssd_lite.engines.training import grpo_trainer
+from ssd_lite.engines.training.checkpoints import newest_whole
+from ssd_lite.engines.training.grpo_trainer import train_grpo
+from ssd_lite.engines.training.peft_model import BaseModel, trainable
+from ssd_lite.engines.training.reward_trainer import RewardTrainer, plain_tokenizer
+from ssd_lite.engines.training.trainer import TrainingFiles
+from ssd_lite.engines.weights.merge import merge_folder
 from ssd_lite.errors import MissingLibraryError, Stopped, UserError
 from ssd_lite.journal import Journal, read_records
 from ssd_lite.prompts import render

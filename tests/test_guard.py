@@ -28,8 +28,8 @@ from ssd_lite.run_folder import RunFolder
 from ssd_lite.stages import answers
 from ssd_lite.stages.answers import answer, read_samples
 from ssd_lite.stages.evaluate import arm_answering, evaluate
-from ssd_lite.stages.guard import guard_names
-from ssd_lite.stages.guard_verdict import drops, failure
+from ssd_lite.stages.evaluation.guard import guard_names
+from ssd_lite.stages.evaluation.guard_verdict import drops, failure
 from ssd_lite.stages.merge import merge
 from ssd_lite.stages.pipeline import check_machine
 from ssd_lite.stages.report import report, table

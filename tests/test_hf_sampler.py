@@ -6,9 +6,9 @@ import pytest
 import torch
 from tiny_model import save_tiny_model
 
-from ssd_lite.engines.hf_sampler import HfSampler
-from ssd_lite.engines.law import derived_seed
-from ssd_lite.engines.sampler import Request, SamplerOptions
+from ssd_lite.engines.sampling.hf_sampler import HfSampler
+from ssd_lite.engines.sampling.law import derived_seed
+from ssd_lite.engines.sampling.sampler import Request, SamplerOptions
 from ssd_lite.errors import UserError
 from ssd_lite.records import Prompt, SamplingSettings
 

@@ -11,10 +11,10 @@ import pytest
 from plain_gguf import write_gguf
 from tiny_models import save_tiny
 
-from ssd_lite.engines import imatrix as module
-from ssd_lite.engines.gguf_read import open_gguf
-from ssd_lite.engines.imatrix import compute_imatrix
-from ssd_lite.engines.imatrix_file import read_imatrix, write_imatrix
+from ssd_lite.engines.gguf import imatrix as module
+from ssd_lite.engines.gguf.imatrix import compute_imatrix
+from ssd_lite.engines.gguf.imatrix_file import read_imatrix, write_imatrix
+from ssd_lite.engines.gguf.read import open_gguf
 from ssd_lite.errors import Stopped, UserError
 
 pytest.importorskip("llama_cpp")

@@ -6,7 +6,7 @@ import numpy as np
 import numpy.typing as npt
 import pytest
 
-from ssd_lite.engines.law import Survivors, Uniforms, derived_seed, survivors, top_k
+from ssd_lite.engines.sampling.law import Survivors, Uniforms, derived_seed, survivors, top_k
 from ssd_lite.records import SamplingSettings
 
 Array = npt.NDArray[np.float32]

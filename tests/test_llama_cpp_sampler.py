@@ -7,8 +7,8 @@ from collections.abc import Sequence
 import numpy as np
 import pytest
 
-from ssd_lite.engines.law import derived_seed
-from ssd_lite.engines.sampler import Completion, Request, SamplerOptions, check_lengths
+from ssd_lite.engines.sampling.law import derived_seed
+from ssd_lite.engines.sampling.sampler import Completion, Request, SamplerOptions, check_lengths
 from ssd_lite.errors import UserError
 from ssd_lite.records import Prompt, SamplingSettings
 
@@ -40,7 +40,7 @@ def prompts(tokenizer) -> list[Prompt]:
 @pytest.fixture(scope="module")
 def open_sampler(packaged_model, tokenizer):
     """Open the F16 model with a batch size; all are closed in the end."""
-    from ssd_lite.engines.llama_cpp_sampler import LlamaCppSampler
+    from ssd_lite.engines.sampling.llama_cpp_sampler import LlamaCppSampler
 
     opened: dict[int, LlamaCppSampler] = {}
 

@@ -11,8 +11,8 @@ from pathlib import Path
 import pytest
 from tiny_models import cache_in, packaged_source
 
-from ssd_lite.engines.gguf_check import PROBES
-from ssd_lite.engines.gguf_template import conversations
+from ssd_lite.engines.checks.gguf_check import PROBES
+from ssd_lite.engines.checks.gguf_template import conversations
 from ssd_lite.engines.model_source import resolve_model
 from ssd_lite.engines.tokenizer import ChatTokenizer
 from ssd_lite.errors import UserError

@@ -6,7 +6,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from ssd_lite.engines.loss import HeadLaw, loss_terms, target_loss
+from ssd_lite.engines.training.loss import HeadLaw, loss_terms, target_loss
 
 
 def problem(

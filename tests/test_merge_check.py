@@ -20,8 +20,8 @@ from ssd_lite.recipe_file import validate
 from ssd_lite.run_folder import RunFolder
 from ssd_lite.stages.merge import merge
 from ssd_lite.stages.merge_check import BOUNDS, CANDIDATES, MOST_POSITIONS, check_lines, check_merge
-from ssd_lite.stages.merge_section import merged_against_trained
-from ssd_lite.stages.model_card import write_card
+from ssd_lite.stages.pages.merge_section import merged_against_trained
+from ssd_lite.stages.pages.model_card import write_card
 
 pytest.importorskip("peft")
 pytest.importorskip("bitsandbytes")
@@ -94,7 +94,7 @@ def test_dequantised_weights_are_those_of_the_loaded_model(make_run: MakeRun) ->
     """Modules without an adapter are NF4 in training too; embeddings and norms are not."""
     from safetensors.numpy import load_file
 
-    from ssd_lite.engines.nf4_base import Nf4Base
+    from ssd_lite.engines.training.nf4_base import Nf4Base
 
     run = make_run("qlora", merge={"base": "dequantised"})
     merge(run)
@@ -113,7 +113,7 @@ def test_dequantised_weights_are_those_of_the_loaded_model(make_run: MakeRun) ->
 def test_quantised_weights_without_an_adapter_are_dequantised_too(make_run: MakeRun, tmp_path: Path) -> None:
     from safetensors.numpy import load_file, save_file
 
-    from ssd_lite.engines.nf4_base import Nf4Base
+    from ssd_lite.engines.training.nf4_base import Nf4Base
 
     run = make_run("qlora", merge={"base": "dequantised"})
     file = run.adapter / "adapter_model.safetensors"
@@ -149,7 +149,7 @@ def test_what_is_left_out_says_why(make_run: MakeRun, monkeypatch: pytest.Monkey
 
     assert check_merge(changed("train"), base)["prompts"] == 3
     assert "all weights were trained" in check_merge(changed("train", method="full"), base)["skipped"]
-    monkeypatch.setattr("ssd_lite.engines.merge_check.available_bytes", lambda: 10**6)
+    monkeypatch.setattr("ssd_lite.engines.checks.merge_check.available_bytes", lambda: 10**6)
     assert "this machine has 0.0 GiB free" in check_merge(changed("train"), base)["skipped"]
     monkeypatch.undo()
     run.train_rows.unlink()
@@ -179,7 +179,7 @@ def test_a_stop_keeps_the_merge_and_the_same_command_checks_again(
     make_run: MakeRun, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     run = make_run("lora")
-    monkeypatch.setattr("ssd_lite.engines.merge_check.stop_requested", lambda: True)
+    monkeypatch.setattr("ssd_lite.engines.checks.merge_check.stop_requested", lambda: True)
     with pytest.raises(Stopped):
         merge(run)
     assert run.done("merge") is None

@@ -11,10 +11,10 @@ import numpy as np
 import pytest
 from tiny_models import save_tiny
 
-from ssd_lite.engines.merge_weights import merge_folder
-from ssd_lite.engines.merged_weights import Change
-from ssd_lite.engines.model_folder import INDEX_FILE, ModelFolder
-from ssd_lite.engines.number_formats import to_float32
+from ssd_lite.engines.weights.merge import merge_folder
+from ssd_lite.engines.weights.merged_weights import Change
+from ssd_lite.engines.weights.model_folder import INDEX_FILE, ModelFolder
+from ssd_lite.engines.weights.number_formats import to_float32
 from ssd_lite.errors import UserError
 
 pytest.importorskip("peft")
@@ -91,7 +91,7 @@ def test_blocks_smaller_than_a_tensor_give_the_same(tmp_path: Path, monkeypatch:
     base = save_tiny(tmp_path / "base")
     tuned = _train(base, tmp_path / "adapter")
     _merge(base, tuned, tmp_path / "whole")
-    monkeypatch.setattr("ssd_lite.engines.safetensors_file.BLOCK_NUMBERS", 640)
+    monkeypatch.setattr("ssd_lite.engines.weights.safetensors_file.BLOCK_NUMBERS", 640)
     _merge(base, tuned, tmp_path / "pieces")
     from safetensors.numpy import load_file
 

@@ -12,11 +12,12 @@ import pytest
 from plain_gguf import write_gguf
 from tiny_models import cache_in, packaged_folder, packaged_source, save_tiny, shared_cache
 
-from ssd_lite.engines import model_cache, model_source
-from ssd_lite.engines.model_folder import INDEX_FILE, SOURCE_FILE, weights_sha256
+from ssd_lite.engines import model_source
+from ssd_lite.engines.gguf.quantise import Vocabulary
 from ssd_lite.engines.model_source import gguf_file, hf_folder, resolve_model
-from ssd_lite.engines.quantise import Vocabulary
 from ssd_lite.engines.tokenizer import ChatTokenizer
+from ssd_lite.engines.weights import model_cache
+from ssd_lite.engines.weights.model_folder import INDEX_FILE, SOURCE_FILE, weights_sha256
 from ssd_lite.errors import UserError
 
 

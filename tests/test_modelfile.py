@@ -7,7 +7,7 @@ import re
 import pytest
 
 from ssd_lite.recipe_section import Decoding
-from ssd_lite.stages.modelfile import TurnFormat, learn_format, modelfile
+from ssd_lite.stages.exports.modelfile import TurnFormat, learn_format, modelfile
 
 CHATML = (
     "{% for m in messages %}{% if loop.first and m.role != 'system' %}<|im_start|>system\nDefault<|im_end|>\n"

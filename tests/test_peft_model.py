@@ -11,11 +11,11 @@ import torch
 from safetensors.torch import load_file
 from tiny_model import random_rows, save_tiny_model
 
-from ssd_lite.engines.adapter import BASE_FILE
-from ssd_lite.engines.batching import collate
-from ssd_lite.engines.loss_model import LossModel
-from ssd_lite.engines.peft_model import BaseModel, build_model, save_trained, trainable
-from ssd_lite.engines.weight_change import WeightChange
+from ssd_lite.engines.training.batching import collate
+from ssd_lite.engines.training.loss_model import LossModel
+from ssd_lite.engines.training.peft_model import BaseModel, build_model, save_trained, trainable
+from ssd_lite.engines.training.weight_change import WeightChange
+from ssd_lite.engines.weights.adapter import BASE_FILE
 from ssd_lite.errors import UserError
 from ssd_lite.recipe import Train
 

@@ -66,7 +66,7 @@ def test_a_shape_counts_what_transformers_makes(kind: str, tmp_path: Path) -> No
     pytest.importorskip("transformers")
     from tiny_models import save_tiny
 
-    from ssd_lite.engines.model_folder import ModelFolder
+    from ssd_lite.engines.weights.model_folder import ModelFolder
 
     folder = ModelFolder(save_tiny(tmp_path / kind, kind, tie_word_embeddings=kind == "qwen2"))
     assert from_config(folder.config, kind).parameters == folder.parameter_count
@@ -118,16 +118,14 @@ def test_published_figures_are_met_within_a_quarter_where_the_work_is_the_same()
 def test_constants_are_those_of_the_engines() -> None:
     pytest.importorskip("torch")
     pytest.importorskip("llama_cpp")
-    from ssd_lite.engines import (
-        gguf_model,
-        gguf_read,
-        gguf_types,
-        imatrix,
-        llama_cpp_sampler,
-        loss,
-        model_source,
-        safetensors_file,
-    )
+    from ssd_lite.engines import model_source
+    from ssd_lite.engines.gguf import imatrix
+    from ssd_lite.engines.gguf import model as gguf_model
+    from ssd_lite.engines.gguf import read as gguf_read
+    from ssd_lite.engines.gguf import types as gguf_types
+    from ssd_lite.engines.sampling import llama_cpp_sampler
+    from ssd_lite.engines.training import loss
+    from ssd_lite.engines.weights import safetensors_file
     from ssd_lite.stages import recipe_needs
 
     assert loss.CHUNK_BYTES == training_memory.LOGITS_CHUNK_BYTES
@@ -153,8 +151,8 @@ def test_lora_counts_are_those_of_peft(tmp_path: Path) -> None:
     pytest.importorskip("peft")
     from tiny_model import save_tiny_model
 
-    from ssd_lite.engines.model_folder import read_json
-    from ssd_lite.engines.peft_model import build_model, trainable
+    from ssd_lite.engines.training.peft_model import build_model, trainable
+    from ssd_lite.engines.weights.model_folder import read_json
 
     folder = save_tiny_model(tmp_path / "m", "qwen3")
     shape = from_config(read_json(folder / "config.json"), "m")
@@ -294,7 +292,7 @@ def test_steps_are_those_of_the_trainer() -> None:
     assert torch
     import math
 
-    from ssd_lite.engines.batching import BatchShape, sample_order
+    from ssd_lite.engines.training.batching import BatchShape, sample_order
 
     for rows, epochs, batch in [(94, 1.0, 8), (10, 2.5, 4), (1, 0.1, 32)]:
         settings = Train(num_train_epochs=epochs, per_device_train_batch_size=batch, gradient_accumulation_steps=1)

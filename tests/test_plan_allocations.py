@@ -15,10 +15,10 @@ pytest.importorskip("bitsandbytes")
 
 from transformers import AutoModelForCausalLM, LlamaConfig, Qwen3Config  # noqa: E402
 
-from ssd_lite.engines import peft_model  # noqa: E402
-from ssd_lite.engines.batching import TrainingRow, collate  # noqa: E402
-from ssd_lite.engines.loss_model import LossModel  # noqa: E402
-from ssd_lite.engines.model_folder import read_json  # noqa: E402
+from ssd_lite.engines.training import peft_model  # noqa: E402
+from ssd_lite.engines.training.batching import TrainingRow, collate  # noqa: E402
+from ssd_lite.engines.training.loss_model import LossModel  # noqa: E402
+from ssd_lite.engines.weights.model_folder import read_json  # noqa: E402
 from ssd_lite.plan import training_memory as memory  # noqa: E402
 from ssd_lite.plan.shapes import Shape, from_config  # noqa: E402
 from ssd_lite.recipe import Train  # noqa: E402

@@ -26,11 +26,11 @@ from ssd_lite.records import Sample, SamplingSettings, to_json
 from ssd_lite.run_folder import RunFolder
 from ssd_lite.stages.merge import merge
 from ssd_lite.stages.push import repositories
-from ssd_lite.stages.push_cards import model_text
-from ssd_lite.stages.push_files import MARK, Piece
-from ssd_lite.stages.push_hub import COMMIT_BYTES, COMMIT_FILES, commit_groups
-from ssd_lite.stages.push_privacy import Privacy
 from ssd_lite.stages.report import report
+from ssd_lite.stages.upload.cards import model_text
+from ssd_lite.stages.upload.files import MARK, Piece
+from ssd_lite.stages.upload.hub import COMMIT_BYTES, COMMIT_FILES, commit_groups
+from ssd_lite.stages.upload.privacy import Privacy
 
 pytest.importorskip("huggingface_hub", reason="needs the extra data")
 pytest.importorskip("peft")

@@ -10,11 +10,11 @@ import pytest
 from plain_gguf import write_gguf
 from tiny_models import hf_logits, llama_logits, save_tiny
 
-from ssd_lite.engines.gguf_check import check_vocabulary
-from ssd_lite.engines.gguf_read import open_gguf
-from ssd_lite.engines.gguf_set import write_gguf_set
-from ssd_lite.engines.gguf_types import FILE_TYPES
-from ssd_lite.engines.quantise import Vocabulary, quantise
+from ssd_lite.engines.checks.gguf_check import check_vocabulary
+from ssd_lite.engines.gguf.quantise import Vocabulary, quantise
+from ssd_lite.engines.gguf.read import open_gguf
+from ssd_lite.engines.gguf.set import write_gguf_set
+from ssd_lite.engines.gguf.types import FILE_TYPES
 from ssd_lite.errors import UserError
 from ssd_lite.stages.export import TYPES
 

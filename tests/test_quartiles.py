@@ -6,8 +6,8 @@ import numpy as np
 import pytest
 
 from ssd_lite.records import Grade
-from ssd_lite.stages.quartile_section import quartile_section
-from ssd_lite.stages.quartiles import by_quartile
+from ssd_lite.stages.evaluation.quartiles import by_quartile
+from ssd_lite.stages.pages.quartile_section import quartile_section
 
 
 def grades(rates: np.ndarray, n: int, seed: int) -> list[Grade]:

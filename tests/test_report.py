@@ -15,9 +15,9 @@ from evaluated_run import make_run
 from ssd_lite.errors import UserError
 from ssd_lite.recipe import Model, Recipe
 from ssd_lite.run_folder import RunFolder
+from ssd_lite.stages.pages.page import render
 from ssd_lite.stages.report import report, table
 from ssd_lite.stages.report_findings import evenly_spaced, read_findings
-from ssd_lite.stages.report_page import render
 
 VOID = {"meta", "br", "img", "link", "input", "hr"}
 

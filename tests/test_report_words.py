@@ -10,10 +10,10 @@ import pytest
 from evaluated_run import make_run
 
 from ssd_lite.run_folder import RunFolder
+from ssd_lite.stages.pages.html import text
+from ssd_lite.stages.pages.words import caveats, duration, set_line, signed, size
 from ssd_lite.stages.report import report
 from ssd_lite.stages.report_findings import read_findings
-from ssd_lite.stages.report_html import text
-from ssd_lite.stages.report_words import caveats, duration, set_line, signed, size
 
 
 @pytest.mark.parametrize(

@@ -16,8 +16,8 @@ from ssd_lite.cli import main
 from ssd_lite.errors import UserError
 from ssd_lite.run_folder import RunFolder
 from ssd_lite.stages import rounds
+from ssd_lite.stages.pages.round_guard_section import against_lines, against_parts
 from ssd_lite.stages.round_guard import against_base
-from ssd_lite.stages.round_guard_section import against_lines, against_parts
 
 
 def command(run: RunFolder, monkeypatch: pytest.MonkeyPatch, stages: Stages, *words: str) -> Result:

@@ -26,10 +26,10 @@ from ssd_lite.recipe_file import differences
 from ssd_lite.records import Sample, SamplingSettings
 from ssd_lite.run_folder import RunFolder
 from ssd_lite.stages import rounds
+from ssd_lite.stages.pages.rounds_section import rounds_section, rounds_table
 from ssd_lite.stages.round_numbers import best_round, changes, numbers, reason_to_stop
 from ssd_lite.stages.round_status import round_lines, status_with_rounds
 from ssd_lite.stages.rounds import _reason, round_recipe, run_rounds
-from ssd_lite.stages.rounds_section import rounds_section, rounds_table
 
 LAW = SamplingSettings(0.6, 20, 0.8, 0.0, 64)
 

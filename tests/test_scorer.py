@@ -7,9 +7,10 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from ssd_lite.engines.law import survivors
-from ssd_lite.engines.position_facts import RANKS, Facts, joined, read_block
-from ssd_lite.engines.scorer import Text, score, spread_positions
+from ssd_lite.engines.sampling.law import survivors
+from ssd_lite.engines.scoring.position_facts import RANKS, Facts, joined, read_block
+from ssd_lite.engines.scoring.score import score
+from ssd_lite.engines.scoring.scorer import Text, spread_positions
 from ssd_lite.errors import UserError
 from ssd_lite.records import Prompt, SamplingSettings
 
@@ -104,8 +105,8 @@ def test_both_engines_read_the_same(kind: str, tmp_path, monkeypatch) -> None:
     """A random model in F32, texts of different lengths, pieces smaller than a text, some positions left out."""
     from tiny_models import cache_in, save_tiny
 
-    from ssd_lite.engines import hf_scorer, llama_cpp_scorer
     from ssd_lite.engines.model_source import gguf_file
+    from ssd_lite.engines.scoring import hf_scorer, llama_cpp_scorer
 
     folder = save_tiny(tmp_path / "m", kind)
     with cache_in(tmp_path / "cache"):
@@ -152,7 +153,8 @@ def test_a_text_longer_than_the_context_is_refused(tmp_path) -> None:
 
 def test_it_sees_the_laws_that_the_sampler_drew_from(packaged_model) -> None:
     """Mean entropy and survivors that a sample carries are those read afterwards, on both engines."""
-    from ssd_lite.engines.sampler import Request, SamplerOptions, open_sampler
+    from ssd_lite.engines.sampling.choice import open_sampler
+    from ssd_lite.engines.sampling.sampler import Request, SamplerOptions
     from ssd_lite.engines.tokenizer import ChatTokenizer
 
     tokenizer = ChatTokenizer.load(packaged_model.folder)

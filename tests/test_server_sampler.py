@@ -15,10 +15,11 @@ import numpy as np
 import pytest
 from vllm_stand_in import END, law, logits
 
-from ssd_lite.engines.sampler import Completion, Request, SamplerOptions, ServerOptions, open_sampler
-from ssd_lite.engines.server_api import LlamaServer
-from ssd_lite.engines.server_process import ServerProcess, free_port
-from ssd_lite.engines.server_sampler import ServerSampler, _completion
+from ssd_lite.engines.sampling.choice import open_sampler
+from ssd_lite.engines.sampling.sampler import Completion, Request, SamplerOptions, ServerOptions
+from ssd_lite.engines.sampling.server_api import LlamaServer
+from ssd_lite.engines.sampling.server_process import ServerProcess, free_port
+from ssd_lite.engines.sampling.server_sampler import ServerSampler, _completion
 from ssd_lite.errors import Stopped, UserError
 from ssd_lite.recipe_server import Server
 from ssd_lite.records import Prompt, SamplingSettings
@@ -173,7 +174,7 @@ def test_what_came_before_it_died_is_kept(tmp_path: Path) -> None:
 
 
 def test_a_server_that_stumbles_is_asked_again(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("ssd_lite.engines.server_sampler._AGAIN_S", 0.01)
+    monkeypatch.setattr("ssd_lite.engines.sampling.server_sampler._AGAIN_S", 0.01)
     assert len(drawn(faulty(tmp_path, "stumbles", batch=1), requests(20))) == 20
 
 
@@ -228,8 +229,8 @@ def test_it_ends_with_a_process_that_is_killed(tmp_path: Path) -> None:
     code = f"""
 import sys, time
 from pathlib import Path
-from ssd_lite.engines.server_api import LlamaServer
-from ssd_lite.engines.server_process import ServerProcess, free_port
+from ssd_lite.engines.sampling.server_api import LlamaServer
+from ssd_lite.engines.sampling.server_process import ServerProcess, free_port
 port = free_port()
 words = {shlex.split(STAND_IN)!r}
 words = [word.format(port=port, model="m") for word in words]

@@ -23,10 +23,10 @@ from ssd_lite.recipe_file import load_recipe
 from ssd_lite.run_folder import RunFolder
 from ssd_lite.stages import pipeline
 from ssd_lite.stages.answers import read_samples
-from ssd_lite.stages.doctor_recipe import with_needs
+from ssd_lite.stages.checkup.recipe import with_needs
 from ssd_lite.stages.evaluate import evaluate
+from ssd_lite.stages.pages.page import spread
 from ssd_lite.stages.report_findings import read_findings
-from ssd_lite.stages.report_page import spread
 from ssd_lite.stages.sample import sample
 
 ON = ["sample.engine=server", "evaluate.engine=server"]
@@ -143,7 +143,7 @@ def test_soft_targets_from_a_server(tmp_path: Path) -> None:
     more = {"engine": "server", "max_new_tokens": 8, "batch_size": 2, "targets": "keep"}
     run = RunFolder.create(tmp_path / "run", recipe_of(tmp_path, problems={"train_limit": 3}, sample=more))
     sample(run)
-    from ssd_lite.engines.targets import Targets
+    from ssd_lite.engines.sampling.targets import Targets
     from ssd_lite.span_file import read_span
 
     for one in read_samples(run.samples):

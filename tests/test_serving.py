@@ -11,14 +11,15 @@ from typing import Any
 
 import pytest
 
-from ssd_lite.engines.gguf_read import open_gguf
-from ssd_lite.engines.gguf_template import conversations
-from ssd_lite.engines.sampler import Request, SamplerOptions, open_sampler
+from ssd_lite.engines.checks.gguf_template import conversations
+from ssd_lite.engines.gguf.read import open_gguf
+from ssd_lite.engines.sampling.choice import open_sampler
+from ssd_lite.engines.sampling.sampler import Request, SamplerOptions
 from ssd_lite.engines.tokenizer import ChatTokenizer
 from ssd_lite.errors import UserError
 from ssd_lite.recipe_section import Decoding
 from ssd_lite.records import Prompt
-from ssd_lite.stages.serving import Served, guide, preset, server_flags, server_line, write_serving
+from ssd_lite.stages.exports.serving import Served, guide, preset, server_flags, server_line, write_serving
 
 pytest.importorskip("llama_cpp")
 LAW = Decoding(temperature=0.6, top_k=20, top_p=0.8)
@@ -91,7 +92,7 @@ def test_the_guide_names_every_way(tmp_path: Path) -> None:
 @pytest.fixture(scope="module")
 def exported(packaged_model, tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
     """The packaged model as Q8_0 with a decoding inside, and what is written beside it."""
-    from ssd_lite.engines.gguf_set import write_gguf_set
+    from ssd_lite.engines.gguf.set import write_gguf_set
 
     out = tmp_path_factory.mktemp("gguf")
     paths = {"q8_0": out / "quick-q8_0.gguf"}
@@ -211,7 +212,8 @@ def test_the_server_has_our_law_on_a_quantised_file_too(exported) -> None:
     """Every token of its greedy answer is our likeliest, but for ties within what two builds differ by."""
     import numpy as np
 
-    from ssd_lite.engines.scorer import Text, score
+    from ssd_lite.engines.scoring.score import score
+    from ssd_lite.engines.scoring.scorer import Text
 
     (reply,) = ask_server(exported, [("/v1/chat/completions", GREEDY)])
     ids, prompt = answered(reply), ChatTokenizer.load(exported["folder"]).render(MESSAGES)[1]

@@ -9,7 +9,7 @@ from xml.etree import ElementTree
 
 import pytest
 
-from ssd_lite.stages.svg_plots import (
+from ssd_lite.stages.pages.svg_plots import (
     Axis,
     Point,
     Rate,

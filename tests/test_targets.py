@@ -11,14 +11,14 @@ import pytest
 import torch
 from tiny_model import save_tiny_model
 
-from ssd_lite.engines.batching import TrainingRow, collate
-from ssd_lite.engines.hf_sampler import HfSampler
-from ssd_lite.engines.law import Survivors, derived_seed, survivors
-from ssd_lite.engines.loss import TERMS, loss_terms, target_loss
-from ssd_lite.engines.loss_model import LossModel
-from ssd_lite.engines.peft_model import build_model, trainable
-from ssd_lite.engines.sampler import Request, SamplerOptions
-from ssd_lite.engines.targets import Targets, TargetsBuilder
+from ssd_lite.engines.sampling.hf_sampler import HfSampler
+from ssd_lite.engines.sampling.law import Survivors, derived_seed, survivors
+from ssd_lite.engines.sampling.sampler import Request, SamplerOptions
+from ssd_lite.engines.sampling.targets import Targets, TargetsBuilder
+from ssd_lite.engines.training.batching import TrainingRow, collate
+from ssd_lite.engines.training.loss import TERMS, loss_terms, target_loss
+from ssd_lite.engines.training.loss_model import LossModel
+from ssd_lite.engines.training.peft_model import build_model, trainable
 from ssd_lite.errors import Stopped, UserError
 from ssd_lite.recipe import Train
 from ssd_lite.records import Problem, Prompt, SamplingSettings, Span

@@ -1,6 +1,6 @@
 """The report's section on the terms of the loss."""
 
-from ssd_lite.stages.terms_section import terms
+from ssd_lite.stages.pages.terms_section import terms
 
 
 def step(number: int, kept: float) -> dict[str, float]:

@@ -29,13 +29,13 @@ from ssd_lite.records import Grade, Problem, Prompt, SamplingSettings, sample_fr
 from ssd_lite.run_folder import RunFolder
 from ssd_lite.stages import chat as chat_stage
 from ssd_lite.stages.answers import Answering, answer, read_samples
-from ssd_lite.stages.arm_report import arm_numbers
 from ssd_lite.stages.base_model import base_model
 from ssd_lite.stages.chat import ChatOptions, Conversation, open_model
 from ssd_lite.stages.curate import curate
 from ssd_lite.stages.cut_off import cap_warnings, dropped_warnings
 from ssd_lite.stages.diagnose import diagnose_model
 from ssd_lite.stages.distilling import Student
+from ssd_lite.stages.evaluation.arm_report import arm_numbers
 from ssd_lite.stages.sample import sample
 from ssd_lite.stages.train_grpo import PassReward
 

@@ -8,7 +8,8 @@ import pytest
 from tiny_models import save_tiny
 
 from ssd_lite.engines.model_source import gguf_file
-from ssd_lite.engines.sampler import Engine, Request, SamplerOptions, open_sampler
+from ssd_lite.engines.sampling.choice import open_sampler
+from ssd_lite.engines.sampling.sampler import Engine, Request, SamplerOptions
 from ssd_lite.records import Prompt, SamplingSettings
 
 LAW = SamplingSettings(1.0, 20, 0.9, 0.0, 12)

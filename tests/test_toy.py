@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 import torch
 
-from ssd_lite.engines.loss import target_loss
+from ssd_lite.engines.training.loss import target_loss
 
 TOKENS = 16
 STATES = {

@@ -14,14 +14,14 @@ from test_trainer import go, small
 from tiny_model import save_tiny_model
 
 from ssd_lite.atomic import is_whole
-from ssd_lite.engines.checkpoints import newest_whole
+from ssd_lite.engines.training.checkpoints import newest_whole
 from ssd_lite.journal import read_records
 
 CHILD = """
 import sys, time
 from pathlib import Path
 from test_trainer import go, small
-from ssd_lite.engines.step_watch import StepWatch
+from ssd_lite.engines.training.step_watch import StepWatch
 original = StepWatch.finish_step
 def slow(self, *args):
     time.sleep(float(sys.argv[2]))

@@ -14,12 +14,12 @@ from tiny_model import random_rows, save_tiny_model
 
 from ssd_lite import interrupt
 from ssd_lite.atomic import is_whole
-from ssd_lite.engines.batching import TrainingRow
-from ssd_lite.engines.checkpoints import check_writable, newest_whole
-from ssd_lite.engines.peft_model import BaseModel
-from ssd_lite.engines.resumable_trainer import Schedule
-from ssd_lite.engines.targets import Targets
-from ssd_lite.engines.trainer import TrainingFiles, train_model
+from ssd_lite.engines.sampling.targets import Targets
+from ssd_lite.engines.training.batching import TrainingRow
+from ssd_lite.engines.training.checkpoints import check_writable, newest_whole
+from ssd_lite.engines.training.peft_model import BaseModel
+from ssd_lite.engines.training.resumable_trainer import Schedule
+from ssd_lite.engines.training.trainer import TrainingFiles, train_model
 from ssd_lite.errors import Stopped, UserError
 from ssd_lite.journal import read_records
 from ssd_lite.recipe import Train
@@ -159,7 +159,7 @@ def test_a_replayed_step_with_another_loss_is_said(place: Path) -> None:
 
 
 def test_a_loss_that_is_no_number_stops_and_keeps_the_checkpoint(place: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    from ssd_lite.engines import sample_trainer
+    from ssd_lite.engines.training import sample_trainer
 
     original = sample_trainer.StepWatch.add
 
@@ -192,7 +192,7 @@ def test_weights_that_do_not_move(place: Path) -> None:
 
 
 def test_a_tracker_that_is_missing_names_the_extra(place: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    from ssd_lite.engines import trackers
+    from ssd_lite.engines.training import trackers
 
     monkeypatch.setattr(trackers.importlib.util, "find_spec", lambda name: None)
     with pytest.raises(UserError, match=r'pip install "ssd-lite\[trackers\]"'):
@@ -206,7 +206,7 @@ def test_a_folder_that_cannot_be_written(tmp_path: Path) -> None:
 
 
 def test_running_out_of_card_memory_names_the_keys(place: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    from ssd_lite.engines import trainer
+    from ssd_lite.engines.training import trainer
 
     def full(*args: Any, **kwargs: Any) -> None:
         raise torch.OutOfMemoryError("CUDA out of memory")

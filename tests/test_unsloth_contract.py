@@ -16,7 +16,7 @@ from typing import Any
 import pytest
 import torch
 
-from ssd_lite.engines import unsloth_model
+from ssd_lite.engines.training import unsloth_model
 from ssd_lite.recipe import Train
 
 SETTINGS = [Train(), Train(method="qlora", gradient_checkpointing=False), Train(lora_target_modules=["q_proj"])]
@@ -95,8 +95,8 @@ def test_the_stage_chooses_the_engine_before_transformers_is_there(tmp_path: Pat
         "import sys; from pathlib import Path; from ssd_lite.stages import train; "
         "Path('rows.jsonl').write_text('{\"prompt_ids\": [1], \"completion_ids\": [2]}\\n'); "
         "train.read_rows(Path('rows.jsonl'), 9, Path('none')); "
-        "from ssd_lite.engines.engine_choice import Machine; Machine.here(); "
-        "import ssd_lite.engines.unsloth_model; "
+        "from ssd_lite.engines.training.engine_choice import Machine; Machine.here(); "
+        "import ssd_lite.engines.training.unsloth_model; "
         "sys.exit(str([name for name in ('transformers', 'peft', 'trl') if name in sys.modules]))"
     )
     environment = {**os.environ, "PYTHONPATH": str(Path(__file__).parents[1])}

@@ -18,8 +18,8 @@ import pytest
 if importlib.util.find_spec("unsloth") is None:
     pytest.skip("Unsloth is not installed; .ci/run checks this in an environment of its own", allow_module_level=True)
 
-from ssd_lite.engines import unsloth_proof
-from ssd_lite.engines.unsloth_proof import FLOAT16_GRADIENT, FLOAT16_LOSS, Case, differences, run
+from ssd_lite.engines.training import unsloth_proof
+from ssd_lite.engines.training.unsloth_proof import FLOAT16_GRADIENT, FLOAT16_LOSS, Case, differences, run
 
 pytestmark = pytest.mark.slow
 SCRIPT = str(Path(__file__).parent / "unsloth_case.py")
@@ -35,7 +35,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 _SAVE = (
-    "import sys; from pathlib import Path; from ssd_lite.engines.proof_model import save_proof_model; "
+    "import sys; from pathlib import Path; from ssd_lite.engines.training.proof_model import save_proof_model; "
     "save_proof_model(Path(sys.argv[1]), sys.argv[2])"
 )
 

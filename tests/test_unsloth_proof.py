@@ -13,10 +13,10 @@ pytest.importorskip("peft")
 import torch
 from safetensors.torch import save_file
 
-from ssd_lite.engines.proof_model import save_proof_model
-from ssd_lite.engines.unsloth_proof import FAMILIES, Case, Row, batch, cases, differences, run
+from ssd_lite.engines.training.proof_model import save_proof_model
+from ssd_lite.engines.training.unsloth_proof import FAMILIES, Case, Row, batch, cases, differences, run
 
-LAUNCH = (sys.executable, "-m", "ssd_lite.engines.unsloth_proof")
+LAUNCH = (sys.executable, "-m", "ssd_lite.engines.training.unsloth_proof")
 
 
 def saved(path: Path, loss: float, **gradients: list[float]) -> Path:

@@ -17,7 +17,7 @@ if importlib.util.find_spec("unsloth") is None:
 from card_jobs import Jobs, training_settings
 from card_report import Training, resume_complaints
 
-from ssd_lite.engines.proof_model import save_proof_model
+from ssd_lite.engines.training.proof_model import save_proof_model
 
 pytestmark = pytest.mark.slow
 CHANGES = {

@@ -14,7 +14,7 @@ from reference_converter import tokenizers_folder
 from tiny_models import LLAMA3_ROPE, packaged_fields
 from tiny_tokenizers import add_bos, byte_level, from_pieces, from_ranks, tiktoken_ranks, write_tokenizer
 
-from ssd_lite.engines.gguf_tokenizer import write_tokenizer as write_packaged_tokenizer
+from ssd_lite.engines.gguf.tokenizer import write_tokenizer as write_packaged_tokenizer
 
 _CHATML = ("<|endoftext|>", "<|im_start|>", "<|im_end|>")
 _LLAMA3 = ("<|begin_of_text|>", "<|end_of_text|>", "<|eom_id|>", "<|eot_id|>")

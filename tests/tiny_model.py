@@ -9,7 +9,7 @@ import numpy as np
 import torch
 from transformers import AutoModelForCausalLM, LlamaConfig, Qwen3Config
 
-from ssd_lite.engines.batching import TrainingRow
+from ssd_lite.engines.training.batching import TrainingRow
 
 VOCABULARY = 300
 

@@ -14,8 +14,8 @@ from typing import Any
 
 import pytest
 
-from ssd_lite.engines.gguf_read import open_gguf
-from ssd_lite.engines.gguf_tokenizer import write_tokenizer
+from ssd_lite.engines.gguf.read import open_gguf
+from ssd_lite.engines.gguf.tokenizer import write_tokenizer
 from ssd_lite.engines.model_source import ModelSource, hf_folder, resolve_model
 
 PACKAGED = "smollm2-135m-instruct"

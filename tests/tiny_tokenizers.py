@@ -11,8 +11,8 @@ from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
-from ssd_lite.engines.gguf_sentencepiece import NORMAL, read_pieces
-from ssd_lite.engines.pre_tokenizers import CUTS, pre_tokenizer_json
+from ssd_lite.engines.gguf.pre_tokenizers import CUTS, pre_tokenizer_json
+from ssd_lite.engines.gguf.sentencepiece import NORMAL, read_pieces
 
 TEMPLATE = (
     "{{ bos_token }}{% for message in messages %}<|im_start|>{{ message.role }}\n{{ message.content }}<|im_end|>\n"

@@ -10,8 +10,8 @@ import numpy as np
 from tiny_models import save_tiny
 
 from ssd_lite.atomic import new_folder
-from ssd_lite.engines.model_folder import weights_sha256
 from ssd_lite.engines.model_source import resolve_model
+from ssd_lite.engines.weights.model_folder import weights_sha256
 from ssd_lite.recipe import Recipe
 from ssd_lite.run_folder import RunFolder
 
@@ -52,7 +52,7 @@ def write_adapter(base: Path, folder: Path, method: str, spread: float) -> None:
     """An adapter as training leaves it, on all linear modules."""
     import torch
 
-    from ssd_lite.engines.peft_model import BaseModel, build_model, save_trained
+    from ssd_lite.engines.training.peft_model import BaseModel, build_model, save_trained
     from ssd_lite.recipe import Train
 
     network = build_model(base, Train(method=method, lora_r=4))  # type: ignore[arg-type]

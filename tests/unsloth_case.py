@@ -14,7 +14,7 @@ import unsloth_shim
 
 
 def main(arguments: list[str]) -> None:
-    """Do one step of one engine; see `ssd_lite.engines.unsloth_proof.main`."""
+    """Do one step of one engine; see `ssd_lite.engines.training.unsloth_proof.main`."""
     control = None
     if arguments[0] == "--control":
         _, control, *arguments = arguments
@@ -23,10 +23,10 @@ def main(arguments: list[str]) -> None:
     import torch
 
     torch.set_num_threads(1)
-    from ssd_lite.engines import unsloth_proof
+    from ssd_lite.engines.training import unsloth_proof
 
     if arguments[0] == "unsloth":
-        from ssd_lite.engines import unsloth_model
+        from ssd_lite.engines.training import unsloth_model
 
         unsloth_model.prepare(Path(arguments[-1]).parent / "unsloth_compiled")
         unsloth_shim.repair()

@@ -30,8 +30,8 @@ def compare(recipe: str, out: Path | None, settings: tuple[str, ...], arms: tupl
     from ssd_lite.recipe_file import load_recipe
     from ssd_lite.stages.compare import compare as stage
     from ssd_lite.stages.compare import prepare
-    from ssd_lite.stages.comparison_folder import ComparisonFolder
-    from ssd_lite.stages.comparison_page import terminal_table
+    from ssd_lite.stages.comparison.folder import ComparisonFolder
+    from ssd_lite.stages.comparison.page import terminal_table
 
     if (Path(recipe) / "compare.yaml").is_file():
         if out or settings:
@@ -45,9 +45,9 @@ def compare(recipe: str, out: Path | None, settings: tuple[str, ...], arms: tupl
 
 
 def _evaluate(path: Path, names: tuple[str, ...]) -> Answer:
-    from ssd_lite.stages.comparison_arms import evaluate_arms
-    from ssd_lite.stages.comparison_folder import ComparisonFolder
-    from ssd_lite.stages.comparison_plan import read_order
+    from ssd_lite.stages.comparison.arms import evaluate_arms
+    from ssd_lite.stages.comparison.folder import ComparisonFolder
+    from ssd_lite.stages.comparison.plan import read_order
 
     orders = [read_order(name) for name in names]
     folder = ComparisonFolder.open(path)

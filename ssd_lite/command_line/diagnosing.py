@@ -41,7 +41,7 @@ def diagnose(target: str, as_json: bool, **options: Any) -> Answer:
     Before training: what the truncation removes, and which temperatures to try. Of a run whose merge is done: also what
     training changed, on the same tokens. Options that are left out take the defaults of a recipe's section sample.
     """
-    from ssd_lite.stages.diagnosis_section import terminal_text
+    from ssd_lite.stages.pages.diagnosis_section import terminal_text
 
     given = {name: value for name, value in options.items() if value is not None}
     folder = Path(target)
@@ -63,7 +63,7 @@ def diagnose(target: str, as_json: bool, **options: Any) -> Answer:
 
 def _model(name: str, given: dict[str, Any]) -> Answer:
     from ssd_lite.stages.diagnose import diagnose_model
-    from ssd_lite.stages.diagnosis_section import terminal_text
+    from ssd_lite.stages.pages.diagnosis_section import terminal_text
 
     recipe = _as_recipe(name, given)
     default = results_folder("diagnoses", name, recipe.problems.train, f"{recipe.sample.temperature:g}")

@@ -33,7 +33,7 @@ def doctor(
     not ok ends with the command that mends it. With a recipe: what this one needs, and whether it fits here.
     """
     from ssd_lite.stages import doctor as stage
-    from ssd_lite.stages.doctor_finding import as_text
+    from ssd_lite.stages.checkup.finding import as_text
 
     if settings and recipe is None:
         raise UserError("needs a recipe.", where="--set", next_step="Name one: ssd-lite doctor RECIPE --set …")

@@ -79,8 +79,8 @@ def evaluate(folder: Path | None, strict: bool, as_json: bool, **options: Any) -
 
     with opened_run(folder, "evaluate") as run:
         done = stage(run)
-    from ssd_lite.stages.guard_section import red, terminal_lines
-    from ssd_lite.stages.guard_verdict import failure
+    from ssd_lite.stages.evaluation.guard_verdict import failure
+    from ssd_lite.stages.pages.guard_section import red, terminal_lines
 
     sentence = f"evaluate: {done['sentence']}"
     lines = [red(sentence) if done["verdict"] == "loss" else sentence, *terminal_lines(done.get("guard", []))]

@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 
 PATH = click.Path(path_type=Path)
 AUTO = "auto"
-"""Value of --imatrix without a file; stages/importance.py knows it."""
+"""Value of --imatrix without a file; stages/exports/importance.py knows it."""
 
 
 @click.command(
@@ -121,7 +121,7 @@ def _types(to: str) -> list[str]:
 
 
 def _adapter(run: RunFolder) -> Answer:
-    from ssd_lite.stages.export_adapter import export_adapter
+    from ssd_lite.stages.exports.adapter import export_adapter
 
     done = export_adapter(run)
     rows = [f"export: {run.path / done['path']}, {done['bytes'] / 1e6:.0f} MB, for a GGUF of {done['base']}"]
@@ -130,7 +130,7 @@ def _adapter(run: RunFolder) -> Answer:
 
 
 def _files_text(done: dict[str, Any], folder: Path) -> str:
-    from ssd_lite.stages.gguf_section import check_lines
+    from ssd_lite.stages.pages.gguf_section import check_lines
 
     rows = [f"export: {folder / file['path']}, {file['bytes'] / 1e6:.0f} MB" for file in done["files"]]
     beside = [f"export: {folder / done[key]}" for key in ("imatrix", "modelfile", "preset", "guide") if key in done]

@@ -66,7 +66,7 @@ def run(
 
 def _run(recipe: str, out: Path | None, settings: Sequence[str], strict: bool, as_json: bool, ending: Ending) -> Answer:
     from ssd_lite.recipe_file import load_recipe
-    from ssd_lite.stages.guard_verdict import failure
+    from ssd_lite.stages.evaluation.guard_verdict import failure
     from ssd_lite.stages.pipeline import prepare, run_all
 
     chosen = load_recipe(recipe, settings)
@@ -80,9 +80,9 @@ def _run(recipe: str, out: Path | None, settings: Sequence[str], strict: bool, a
     summary = run_all(folder, say=say, stdout=2 if as_json else None)
     rounds, judged, which = "", summary["stages"]["evaluate"], None
     if chosen.rounds > 1:
-        from ssd_lite.stages.round_guard_section import exported
+        from ssd_lite.stages.pages.round_guard_section import exported
+        from ssd_lite.stages.pages.rounds_section import rounds_table
         from ssd_lite.stages.rounds import run_rounds
-        from ssd_lite.stages.rounds_section import rounds_table
 
         summary["rounds"] = run_rounds(folder, chosen.rounds, say=say, stdout=2 if as_json else None)
         rounds = f"\n\n{rounds_table(summary['rounds'])}"

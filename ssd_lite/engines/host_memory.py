@@ -1,8 +1,10 @@
-"""How much memory a model may take here: the host's, a container's limit included, or the card's."""
+"""Memory: how much a model may take here, a container's limit included, or on the card; and what this process took."""
 
 from __future__ import annotations
 
 import os
+import resource
+import sys
 from pathlib import Path
 
 _CGROUP = Path("/sys/fs/cgroup")
@@ -41,3 +43,9 @@ def card_bytes() -> int | None:
     except ImportError:
         return None
     return torch.cuda.mem_get_info()[0] if torch.cuda.is_available() else None
+
+
+def peak_rss_bytes() -> int:
+    """Most memory this process ever held, in bytes."""
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    return peak if sys.platform == "darwin" else peak * 1024

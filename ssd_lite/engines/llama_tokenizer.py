@@ -9,7 +9,7 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any
 
-from ssd_lite.engines.quantise import Vocabulary
+from ssd_lite.engines.gguf.quantise import Vocabulary
 
 
 @dataclass(frozen=True)

@@ -10,13 +10,13 @@ from pathlib import Path
 from typing import Literal
 
 from ssd_lite.atomic import is_whole, new_folder
-from ssd_lite.engines.gguf_read import write_folder
-from ssd_lite.engines.gguf_set import write_gguf_set
+from ssd_lite.engines.gguf.read import write_folder
+from ssd_lite.engines.gguf.set import write_gguf_set
 from ssd_lite.engines.hub import download
-from ssd_lite.engines.model_cache import cache_folder, file_sha256, only_writer
-from ssd_lite.engines.model_folder import SOURCE_FILE, ModelFolder, weights_sha256
 from ssd_lite.engines.ollama_store import PREFIX as OLLAMA
 from ssd_lite.engines.ollama_store import ollama_gguf
+from ssd_lite.engines.weights.model_cache import cache_folder, file_sha256, only_writer
+from ssd_lite.engines.weights.model_folder import SOURCE_FILE, ModelFolder, weights_sha256
 from ssd_lite.errors import MissingLibraryError, UserError
 from ssd_lite.recipe_section import Decoding
 

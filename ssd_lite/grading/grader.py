@@ -80,7 +80,7 @@ class Grader:
         golden = [golden_submission(problem, self.limits) for problem in problems if problem.golden is not None]
         return [grade for grade in self.grade(golden) if not grade.passed]
 
-    def grade(self, items: Iterable[Submission]) -> Iterator[Grade]:
+    def grade(self, items: Iterable[Submission]) -> Generator[Grade, None, None]:
         """Grade submissions; yields each grade as it is ready, in any order.
 
         Raises UserError for a problem without tests.

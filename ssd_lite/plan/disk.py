@@ -13,7 +13,7 @@ from ssd_lite.recipe_section import UNAFFECTED
 
 # Of the quickstart's samples: bytes a drawn token in samples.jsonl, in targets/ and in train.jsonl (docs/training.md).
 SAMPLE_BYTES, TARGET_BYTES, ROW_BYTES = 15.8, 14.3, 8.0
-# engines/gguf_read.py dequantises to float32 up to this many weights.
+# engines/gguf/read.py dequantises to float32 up to this many weights.
 FLOAT32_UP_TO = 10**9
 CHECKPOINTS_AT_ONCE = 3  # two are kept, and a third is whole before the oldest goes
 _FORMAT_BYTES = {"float32": 4, "bfloat16": 2, "float16": 2}
@@ -55,7 +55,7 @@ def written(recipe: Recipe, shape: Shape, kind: str, load: Load, *, llama_cpp: t
     if llama_cpp[1]:
         found.append(Written("evaluate", f"tuned as {own_type} GGUF", own))
     left = [name for name in types if not (llama_cpp[1] and name == own_type)]
-    # stages/export_files.py: llama.cpp computes a matrix with a q8_0, removed after unless it was asked for.
+    # stages/exports/files.py: llama.cpp computes a matrix with a q8_0, removed after unless it was asked for.
     matrix = recipe.export.imatrix and any(name not in UNAFFECTED for name in types)
     passing = gguf_bytes(shape, "q8_0") if matrix and "q8_0" not in types else 0
     found += _further_rounds(recipe, found, own if llama_cpp[0] else 0)

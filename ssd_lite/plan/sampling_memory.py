@@ -1,4 +1,4 @@
-"""Memory of decoding by term, as engines/hf_sampler.py and llama_cpp_sampler.py do it, and of merging and exporting."""
+"""Memory of decoding by term, as the samplers of engines/sampling/ do it, and of merging and exporting."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from ssd_lite.plan.shapes import Shape
 from ssd_lite.plan.training_memory import CONTEXT_BYTES, FRAGMENTATION, Terms
 
-# engines/llama_cpp_sampler.py: no more cache than this; sequences wait instead.
+# engines/sampling/llama_cpp_sampler.py: no more cache than this; sequences wait instead.
 KV_BUDGET_BYTES = 2 * 2**30
 LLAMA_MICRO_BATCH, LLAMA_PADDING = 512, 256
 # Imported libraries of a process (measured on Linux): transformers, llama.cpp, numpy alone.
@@ -18,7 +18,7 @@ TORCH_IMPORTS_BYTES = 187 * 2**20
 CARD_HOST_BYTES = 3 * 2**30
 # vLLM's default --gpu-memory-utilization, and what its compiled graphs and activations take beside the cache. A guess.
 SERVER_SHARE, SERVER_WORKSPACE_BYTES = 0.9, 3 * 2**29
-# Bits a weight in our GGUF types, engines/gguf_types.py (at most).
+# Bits a weight in our GGUF types, engines/gguf/types.py (at most).
 GGUF_BITS = {
     "f32": 32.0, "f16": 16.0, "bf16": 16.0, "q8_0": 8.5, "q6_k": 6.6, "q5_k_m": 6.0, "q5_k_s": 5.9, "q5_1": 6.2,
     "q5_0": 5.8, "q4_k_m": 5.3, "q4_k_s": 5.1, "q4_1": 5.4, "q4_0": 5.0, "iq4_nl": 5.0, "iq4_xs": 5.0, "q3_k_l": 4.8,
@@ -26,12 +26,12 @@ GGUF_BITS = {
     "q2_k_s": 4.0, "iq2_m": 3.8, "iq2_s": 3.7, "iq2_xs": 3.6, "iq2_xxs": 3.4, "iq1_m": 3.2, "iq1_s": 3.1,
     "tq2_0": 3.6, "tq1_0": 3.3, "q2_0": 3.6, "q1_0": 2.8, "mxfp4_moe": 8.5,
 }  # fmt: skip
-# engines/safetensors_file.py: numbers in a block; copies of a block in float32 while merging.
+# engines/weights/safetensors_file.py: numbers in a block; copies of a block in float32 while merging.
 BLOCK_NUMBERS, PLAIN_BLOCKS, ADAPTED_BLOCKS = 8 * 2**20, 3, 5
-# engines/gguf_stream.py: copies of a block while writing several types; bytes of a vocabulary's token (rounded up).
+# engines/gguf/stream.py: copies of a block while writing several types; bytes of a vocabulary's token (rounded up).
 EXPORT_BLOCKS, EXPORT_TOKEN_BYTES = 3, 1024
 IMATRIX_LENGTH = 2048
-"""Tokens of a text that an importance matrix reads at most, engines/imatrix.py."""
+"""Tokens of a text that an importance matrix reads at most, engines/gguf/imatrix.py."""
 
 
 def gguf_bytes(shape: Shape, gguf_type: str) -> int:

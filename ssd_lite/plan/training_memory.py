@@ -1,11 +1,11 @@
-"""Memory of a training step by term, as engines/peft_model.py, loss.py and batching.py make it."""
+"""Memory of a training step by term, as engines/training/peft_model.py, loss.py and batching.py make it."""
 
 from __future__ import annotations
 
 from ssd_lite.plan.shapes import Shape
 from ssd_lite.recipe import Train
 
-# engines/loss.py: one chunk of float32 logits; its log-softmax needs two more of the same size for a moment.
+# engines/training/loss.py: one chunk of float32 logits; its log-softmax needs two more of the same size for a moment.
 LOGITS_CHUNK_BYTES, LOGITS_COPIES = 64 * 2**20, 3
 # NF4 in blocks of 64 with 8-bit scales whose own scales stand for 256 blocks: 4 + 8/64 + 32/(64*256) bits (QLoRA, arXiv
 # 2305.14314, section 3: 0.127 bits for the constants).

@@ -22,7 +22,7 @@ from ssd_lite.span_file import SpanFile
 from ssd_lite.stages.distilling import Student
 
 if TYPE_CHECKING:
-    from ssd_lite.engines.sampler import Completion, Engine, Request
+    from ssd_lite.engines.sampling.sampler import Completion, Engine, Request
     from ssd_lite.engines.tokenizer import ChatTokenizer
 
 
@@ -101,7 +101,8 @@ def _complete(
     requests: Sequence[Request], how: Answering, tokenizer: ChatTokenizer, label: str, total: int, log: Path
 ) -> Iterator[Completion]:
     """Completions of the requests as they finish, with progress. Raises Stopped after a signal."""
-    from ssd_lite.engines.sampler import SamplerOptions, ServerOptions, open_sampler
+    from ssd_lite.engines.sampling.choice import open_sampler
+    from ssd_lite.engines.sampling.sampler import SamplerOptions, ServerOptions
 
     if not requests:
         return
@@ -159,8 +160,8 @@ def _check_records(journal: Journal, wanted: Mapping[tuple[str, int], Request], 
 
 
 def _requests(problems: Sequence[Problem], how: Answering, tokenizer: ChatTokenizer) -> list[Request]:
-    from ssd_lite.engines.law import derived_seed
-    from ssd_lite.engines.sampler import Request
+    from ssd_lite.engines.sampling.law import derived_seed
+    from ssd_lite.engines.sampling.sampler import Request
 
     return [
         Request(prompt, index, derived_seed(how.seed, prompt.problem_id, index))

@@ -15,10 +15,10 @@ from ssd_lite.errors import UserError
 from ssd_lite.recipe_section import Decoding
 from ssd_lite.records import SamplingSettings
 from ssd_lite.run_folder import RunFolder
-from ssd_lite.stages.chat_file import file_decoding
-from ssd_lite.stages.conversation import Conversation
-from ssd_lite.stages.export_check import PLAIN_DECODING
-from ssd_lite.stages.side_by_side import NARROWEST, Columns, visible
+from ssd_lite.stages.conversation.gguf_file import file_decoding
+from ssd_lite.stages.conversation.side_by_side import NARROWEST, Columns, visible
+from ssd_lite.stages.conversation.turns import Conversation
+from ssd_lite.stages.exports.check import PLAIN_DECODING
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -81,8 +81,8 @@ def chat_replies(target: str | Path, options: ChatOptions) -> dict[str, str]:
 
 @contextmanager
 def _conversation(model: ChatModel, options: ChatOptions) -> Iterator[Conversation]:
-    from ssd_lite.engines.llama_cpp_sampler import LlamaCppSampler
-    from ssd_lite.engines.sampler import SamplerOptions
+    from ssd_lite.engines.sampling.llama_cpp_sampler import LlamaCppSampler
+    from ssd_lite.engines.sampling.sampler import SamplerOptions
     from ssd_lite.engines.tokenizer import ChatTokenizer
 
     tokenizer = ChatTokenizer.load(model.gguf, model.enable_thinking)

@@ -14,12 +14,12 @@ from ssd_lite.recipe import Recipe
 from ssd_lite.recipe_section import Decoding
 from ssd_lite.run_folder import RunFolder
 from ssd_lite.run_lock import run_lock
-from ssd_lite.stages import comparison_basis
 from ssd_lite.stages.child import run_command, stop_signals
-from ssd_lite.stages.comparison_cost import cost_of
-from ssd_lite.stages.comparison_folder import ComparisonFolder
-from ssd_lite.stages.comparison_page import render
-from ssd_lite.stages.comparison_plan import (
+from ssd_lite.stages.comparison import basis as comparison_basis
+from ssd_lite.stages.comparison.cost import cost_of
+from ssd_lite.stages.comparison.folder import ComparisonFolder
+from ssd_lite.stages.comparison.page import render
+from ssd_lite.stages.comparison.plan import (
     BASE,
     ArmOrder,
     TrainedRun,
@@ -27,9 +27,9 @@ from ssd_lite.stages.comparison_plan import (
     trained_runs,
     training_decoding,
 )
-from ssd_lite.stages.comparison_rows import BEST, CONTROLS, MATCHED, TRAINING, Row, best_decoding, numbers
-from ssd_lite.stages.comparison_sets import check_sets, check_solutions, set_names
-from ssd_lite.stages.comparison_verdict import verdict
+from ssd_lite.stages.comparison.rows import BEST, CONTROLS, MATCHED, TRAINING, Row, best_decoding, numbers
+from ssd_lite.stages.comparison.sets import check_sets, check_solutions, set_names
+from ssd_lite.stages.comparison.verdict import verdict
 from ssd_lite.stages.nothing_left import nothing_left
 from ssd_lite.stages.pipeline import StageFailed, check_machine, run_stages
 

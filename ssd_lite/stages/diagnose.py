@@ -11,9 +11,9 @@ from ssd_lite.problems.named import load_problems
 from ssd_lite.recipe import Recipe
 from ssd_lite.run_folder import RunFolder
 from ssd_lite.stages.answers import Answering, answer, read_samples, take
-from ssd_lite.stages.diagnosis_figures import Task, figures
-from ssd_lite.stages.diagnosis_reading import MOST_SAMPLES, in_drawn_order
-from ssd_lite.stages.diagnosis_section import page_of
+from ssd_lite.stages.diagnosis.figures import Task, figures
+from ssd_lite.stages.diagnosis.reading import MOST_SAMPLES, in_drawn_order
+from ssd_lite.stages.pages.diagnosis_section import page_of
 from ssd_lite.stages.weights import Weights, base_weights, model_weights, tuned_weights
 
 REPORT, PAGE = "diagnosis.json", "diagnosis.html"
@@ -26,7 +26,7 @@ def diagnose_model(recipe: Recipe, out: Path, limit: int | None = None) -> dict[
     again; those made otherwise are refused.
     """
     from ssd_lite.engines.model_source import resolve_model
-    from ssd_lite.engines.sampler import choose_engine
+    from ssd_lite.engines.sampling.choice import choose_engine
 
     chosen = load_problems(recipe.problems.train, role="train")
     problems = take(chosen.problems, MOST_SAMPLES if limit is None else limit, recipe.sample.seed)
@@ -49,7 +49,7 @@ def diagnose_run(run: RunFolder, limit: int | None = None) -> dict[str, Any]:
     Writes diagnosis.json and diagnosis.html into the run, and diagnosis/reference.jsonl. Raises UserError before
     `sample` is done.
     """
-    from ssd_lite.engines.sampler import choose_engine
+    from ssd_lite.engines.sampling.choice import choose_engine
 
     run.require("sample")
     recipe = run.recipe

@@ -14,7 +14,7 @@ from ssd_lite.prompts import render
 from ssd_lite.records import Problem, Sample
 
 if TYPE_CHECKING:
-    from ssd_lite.engines.sampler import Request
+    from ssd_lite.engines.sampling.sampler import Request
     from ssd_lite.engines.tokenizer import ChatTokenizer
 
 

@@ -11,15 +11,19 @@ from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-from ssd_lite.engines.engine_choice import Machine, choose_engine
-from ssd_lite.engines.model_cache import cache_folder
+from ssd_lite.engines.training.engine_choice import Machine, choose_engine
+from ssd_lite.engines.weights.model_cache import cache_folder
 from ssd_lite.errors import UserError
 from ssd_lite.recipe import Recipe, Train
-from ssd_lite.stages import doctor_cards, doctor_hub, doctor_machine, doctor_packages, doctor_proof
-from ssd_lite.stages.doctor_child import DEFAULT_LIMIT_S, Probed, probe
-from ssd_lite.stages.doctor_finding import Finding, Status
-from ssd_lite.stages.doctor_recipe import recipe_findings, with_needs
-from ssd_lite.stages.doctor_versions import installed
+from ssd_lite.stages.checkup import cards as doctor_cards
+from ssd_lite.stages.checkup import hub as doctor_hub
+from ssd_lite.stages.checkup import machine as doctor_machine
+from ssd_lite.stages.checkup import packages as doctor_packages
+from ssd_lite.stages.checkup import proof as doctor_proof
+from ssd_lite.stages.checkup.child import DEFAULT_LIMIT_S, Probed, probe
+from ssd_lite.stages.checkup.finding import Finding, Status
+from ssd_lite.stages.checkup.recipe import recipe_findings, with_needs
+from ssd_lite.stages.checkup.versions import installed
 from ssd_lite.stages.recipe_needs import runs_programs
 
 BUBBLEWRAP = "sudo apt-get install bubblewrap"

@@ -17,13 +17,13 @@ from ssd_lite.recipe_section import Decoding
 from ssd_lite.records import Grade, Problem, grade_from_json
 from ssd_lite.run_folder import ArmFolder, RunFolder
 from ssd_lite.stages.answers import Answering, take
-from ssd_lite.stages.arm import Arm, describe
-from ssd_lite.stages.arm_report import compare
 from ssd_lite.stages.cut_off import arm_warnings
+from ssd_lite.stages.evaluation.arm import Arm, describe
+from ssd_lite.stages.evaluation.arm_report import compare
+from ssd_lite.stages.evaluation.guard import GuardedArm, run_guard
+from ssd_lite.stages.evaluation.quartiles import by_quartile
 from ssd_lite.stages.gguf_arms import run_gguf_arms
 from ssd_lite.stages.grade import check_golden
-from ssd_lite.stages.guard import GuardedArm, run_guard
-from ssd_lite.stages.quartiles import by_quartile
 from ssd_lite.stages.weights import Weights, base_weights, model_weights, tuned_weights
 
 
@@ -55,7 +55,7 @@ def evaluate(run: RunFolder) -> dict[str, Any]:
     if done is not None and run.comparison.is_file():
         return done
     run.require("merge")
-    from ssd_lite.engines.sampler import choose_engine
+    from ssd_lite.engines.sampling.choice import choose_engine
 
     started = time.monotonic()
     settings = run.recipe.evaluate
@@ -134,7 +134,7 @@ def evaluate_model(recipe: Recipe, out: Path) -> dict[str, Any]:
     otherwise are refused.
     """
     from ssd_lite.engines.model_source import resolve_model
-    from ssd_lite.engines.sampler import choose_engine
+    from ssd_lite.engines.sampling.choice import choose_engine
 
     settings = recipe.evaluate
     chosen = load_problems(recipe.problems.evaluate, role="evaluate")

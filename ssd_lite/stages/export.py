@@ -12,12 +12,12 @@ from ssd_lite.errors import UserError
 from ssd_lite.recipe_export import Export
 from ssd_lite.recipe_section import Decoding, GgufType
 from ssd_lite.run_folder import RunFolder
-from ssd_lite.stages.export_check import Replying, check_exported, check_run
-from ssd_lite.stages.export_files import gguf_path, write_files
-from ssd_lite.stages.export_source import Source, adapter_source, folder_source, tuned_source
-from ssd_lite.stages.importance import AUTO, Importance, importance_of, run_importance
-from ssd_lite.stages.later_exports import exported_files, note_export
-from ssd_lite.stages.serving import GUIDE, served_files, write_serving
+from ssd_lite.stages.exports.check import Replying, check_exported, check_run
+from ssd_lite.stages.exports.files import gguf_path, write_files
+from ssd_lite.stages.exports.importance import AUTO, Importance, importance_of, run_importance
+from ssd_lite.stages.exports.later_exports import exported_files, note_export
+from ssd_lite.stages.exports.serving import GUIDE, served_files, write_serving
+from ssd_lite.stages.exports.source import Source, adapter_source, folder_source, tuned_source
 
 TYPES: tuple[str, ...] = get_args(GgufType)
 _BESIDE = ("modelfile", "preset", "guide", "imatrix")
@@ -211,7 +211,7 @@ def _export(
     source: Source, types: Sequence[str], out: Path, check: Check, how: _How
 ) -> tuple[dict[str, Any], list[tuple[str, Path]]]:
     """Files, then the checks: what fails one is not offered. The summary, and the files for what serves them."""
-    from ssd_lite.engines.gguf_check import check_vocabulary
+    from ssd_lite.engines.checks.gguf_check import check_vocabulary
 
     written = write_files(source, types, out, decoding=how.decoding, importance=how.importance, threads=how.threads)
     for path in written.paths.values():

@@ -7,8 +7,8 @@ from typing import Any
 
 from ssd_lite.atomic import write_json
 from ssd_lite.run_folder import RunFolder
-from ssd_lite.stages.arm_report import compare
-from ssd_lite.stages.export_files import gguf_path
+from ssd_lite.stages.evaluation.arm_report import compare
+from ssd_lite.stages.exports.files import gguf_path
 from ssd_lite.stages.weights import Weights, tuned_gguf_weights
 
 GGUF_FILE = "gguf.json"

@@ -27,7 +27,7 @@ PROMPTS = {"starter": "apache-2.0", "humaneval": "mit", "mbpp": "cc-by-4.0", "rs
 
 def licence_of(folder: Path) -> dict[str, str]:
     """What a model folder says: the front matter of its card, or the metadata of the GGUF it came from."""
-    from ssd_lite.engines.model_folder import SOURCE_FILE
+    from ssd_lite.engines.weights.model_folder import SOURCE_FILE
 
     card = folder / "README.md"
     if card.is_file():

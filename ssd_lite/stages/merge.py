@@ -14,10 +14,10 @@ from ssd_lite.run_folder import RunFolder
 from ssd_lite.stages.base_model import base_model
 from ssd_lite.stages.licences import licence_of
 from ssd_lite.stages.merge_check import check_lines, check_merge
-from ssd_lite.stages.model_card import write_card
+from ssd_lite.stages.pages.model_card import write_card
 
 if TYPE_CHECKING:
-    from ssd_lite.engines.merged_weights import Dequantised
+    from ssd_lite.engines.weights.merged_weights import Dequantised
 
 _SUMMARY = "ssd_lite_merge.json"
 
@@ -75,15 +75,15 @@ def quantised_base(run: RunFolder, base: Path) -> Dequantised | None:
         return None
     if importlib.util.find_spec("bitsandbytes") is None:
         raise MissingLibraryError("bitsandbytes", needed_for="merge.base: dequantised", extra="qlora")
-    from ssd_lite.engines.nf4_base import Nf4Base
+    from ssd_lite.engines.training.nf4_base import Nf4Base
 
     return Nf4Base(base)
 
 
 def _publish(run: RunFolder) -> None:
-    from ssd_lite.engines.merge_weights import merge_folder
-    from ssd_lite.engines.model_folder import ModelFolder, weight_files, weights_sha256
     from ssd_lite.engines.model_source import hf_folder
+    from ssd_lite.engines.weights.merge import merge_folder
+    from ssd_lite.engines.weights.model_folder import ModelFolder, weight_files, weights_sha256
 
     source = base_model(run)
     base = hf_folder(source)

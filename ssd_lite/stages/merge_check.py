@@ -14,8 +14,8 @@ from ssd_lite.run_folder import RunFolder
 from ssd_lite.stages.report_findings import evenly_spaced
 
 if TYPE_CHECKING:
-    from ssd_lite.engines.merge_check import Agreement
-    from ssd_lite.engines.scorer import Text
+    from ssd_lite.engines.checks.merge_check import Agreement
+    from ssd_lite.engines.scoring.scorer import Text
 
 MOST_POSITIONS = 64
 """Positions of a completion, its first ones: a merge that is wrong is wrong at all of them."""
@@ -47,7 +47,7 @@ def check_merge(run: RunFolder, base: Path) -> dict[str, Any]:
     reason = _reason_to_skip(run)
     if reason is not None:
         return {"skipped": reason}
-    from ssd_lite.engines.merge_check import agreement, lacks_memory
+    from ssd_lite.engines.checks.merge_check import agreement, lacks_memory
 
     lack = lacks_memory(run.merged)
     if lack is not None:
@@ -75,8 +75,8 @@ def _reason_to_skip(run: RunFolder) -> str | None:
 
 def _texts(run: RunFolder) -> list[Text]:
     """Prompt and start of the completion of some training rows; under GRPO, which keeps none, prompts alone."""
-    from ssd_lite.engines.merge_check import positions_each
-    from ssd_lite.engines.model_folder import read_json
+    from ssd_lite.engines.checks.merge_check import positions_each
+    from ssd_lite.engines.weights.model_folder import read_json
 
     wanted = run.recipe.merge.check_prompts
     pairs = _rewarded_prompts(run, wanted) if run.recipe.train.grpo is not None else _training_rows(run, wanted)
@@ -89,7 +89,7 @@ def _texts(run: RunFolder) -> list[Text]:
 def _text(prompt: list[int], completion: list[int]) -> Text:
     import numpy as np
 
-    from ssd_lite.engines.scorer import Text
+    from ssd_lite.engines.scoring.scorer import Text
 
     return Text(tuple(prompt), tuple(completion), np.arange(len(completion)))
 

@@ -102,8 +102,8 @@ def find_model(recipe: Recipe) -> tuple[Model, str]:
     if path.is_dir():
         return _folder_model(name, path)
     if path.is_file():
-        from ssd_lite.engines.gguf_read import FLOAT32_LIMIT, open_gguf
-        from ssd_lite.engines.gguf_settings import config_from_metadata
+        from ssd_lite.engines.gguf.read import FLOAT32_LIMIT, open_gguf
+        from ssd_lite.engines.gguf.settings import config_from_metadata
 
         gguf = open_gguf(path)
         try:
@@ -123,7 +123,7 @@ def find_model(recipe: Recipe) -> tuple[Model, str]:
             where="model.name",
             next_step="Name a folder with config.json, a GGUF file or a Hub id (owner/name).",
         )
-    from ssd_lite.engines.hub_shape import config_from_hub
+    from ssd_lite.engines.weights.hub_shape import config_from_hub
 
     config, count = config_from_hub(name, recipe.model.revision)
     model = Model(name, from_config(config, name), "hub")
@@ -132,8 +132,8 @@ def find_model(recipe: Recipe) -> tuple[Model, str]:
 
 def _folder_model(name: str, path: Path) -> tuple[Model, str]:
     """A folder with config.json; where the weights lie there too, their headers are compared with it."""
-    from ssd_lite.engines.model_folder import read_json, weight_files
-    from ssd_lite.engines.safetensors_file import SafetensorsFile
+    from ssd_lite.engines.weights.model_folder import read_json, weight_files
+    from ssd_lite.engines.weights.safetensors_file import SafetensorsFile
 
     model = Model(name, from_config(read_json(path / "config.json"), str(path / "config.json")), "folder")
     headers = [SafetensorsFile(file) for file in weight_files(path)]

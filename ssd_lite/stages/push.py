@@ -10,8 +10,8 @@ from typing import Any
 from ssd_lite.errors import UserError
 from ssd_lite.run_folder import RunFolder
 from ssd_lite.stages.merge_check import check_lines
-from ssd_lite.stages.push_files import KINDS, Piece, pieces, refuse_what_is_not_there
-from ssd_lite.stages.push_hub import Hub, Remote, refuse_repository, size_words
+from ssd_lite.stages.upload.files import KINDS, Piece, pieces, refuse_what_is_not_there
+from ssd_lite.stages.upload.hub import Hub, Remote, refuse_repository, size_words
 
 NOBODY = "YOUR_NAME"
 """Stands for the user in a dry run, which asks nobody."""

@@ -8,12 +8,12 @@ from typing import Any
 from ssd_lite.atomic import write_text
 from ssd_lite.errors import UserError
 from ssd_lite.run_folder import RunFolder
-from ssd_lite.stages.diagnosis_section import shows_diagnosis
-from ssd_lite.stages.model_card import write_card
+from ssd_lite.stages.pages.diagnosis_section import shows_diagnosis
+from ssd_lite.stages.pages.model_card import write_card
+from ssd_lite.stages.pages.page import card_figures, render, terminal_table
+from ssd_lite.stages.pages.rounds_section import shows_rounds
+from ssd_lite.stages.pages.words import set_line
 from ssd_lite.stages.report_findings import Findings, read_findings, read_numbers
-from ssd_lite.stages.report_page import card_figures, render, terminal_table
-from ssd_lite.stages.report_words import set_line
-from ssd_lite.stages.rounds_section import shows_rounds
 
 
 def report(run: RunFolder) -> dict[str, Any]:

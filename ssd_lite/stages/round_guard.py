@@ -8,8 +8,8 @@ from typing import Any
 
 from ssd_lite.errors import UserError
 from ssd_lite.run_folder import RunFolder
-from ssd_lite.stages.arm_report import compare
-from ssd_lite.stages.guard import arm_folder, guard_names, guard_verdict
+from ssd_lite.stages.evaluation.arm_report import compare
+from ssd_lite.stages.evaluation.guard import arm_folder, guard_names, guard_verdict
 
 
 def against_base(run: RunFolder, inner: RunFolder) -> dict[str, Any]:

@@ -8,8 +8,8 @@ from typing import Any
 
 from ssd_lite.grading.statistics import bootstrap, paired_bootstrap
 from ssd_lite.records import Sample
-from ssd_lite.stages.arm_report import pass_rates
 from ssd_lite.stages.diversity import distinct, self_bleu
+from ssd_lite.stages.evaluation.arm_report import pass_rates
 
 Numbers = dict[str, Any]
 _DIVERSITY = ("distinct_1", "distinct_2", "distinct_3", "self_bleu")

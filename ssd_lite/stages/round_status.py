@@ -9,8 +9,8 @@ from typing import Any
 
 from ssd_lite.progress import duration
 from ssd_lite.run_folder import RunFolder
-from ssd_lite.stages.report_words import bounds, percent
-from ssd_lite.stages.rounds_section import ROUNDS_FILE, ending
+from ssd_lite.stages.pages.rounds_section import ROUNDS_FILE, ending
+from ssd_lite.stages.pages.words import bounds, percent
 from ssd_lite.stages.status import heartbeat_lines, status
 
 ASKED_KEY = "rounds"  # in the manifest: how many were asked for last, since a run that is done may get more

@@ -20,12 +20,12 @@ from ssd_lite.run_lock import run_lock
 from ssd_lite.stages.answers import read_samples
 from ssd_lite.stages.child import stop_signals
 from ssd_lite.stages.nothing_left import nothing_left
+from ssd_lite.stages.pages.rounds_section import ROUNDS_FILE
 from ssd_lite.stages.pipeline import last_word, run_stages
 from ssd_lite.stages.report import report
 from ssd_lite.stages.round_guard import against_base
 from ssd_lite.stages.round_numbers import Numbers, best_round, changes, numbers, reason_to_stop, shown
 from ssd_lite.stages.round_status import ASKED_KEY
-from ssd_lite.stages.rounds_section import ROUNDS_FILE
 
 WARNING = (
     "Several rounds of raw self-distillation are unpublished. Training on one's own output again and again is known to "

@@ -13,7 +13,7 @@ from ssd_lite.stages.answers import Answering, answer, take
 from ssd_lite.stages.base_model import base_model, teacher_model
 from ssd_lite.stages.correctness import require_gradable
 from ssd_lite.stages.cut_off import cap_warnings
-from ssd_lite.stages.guard import guard_problems
+from ssd_lite.stages.evaluation.guard import guard_problems
 from ssd_lite.stages.weights import base_weights, model_weights
 
 
@@ -52,7 +52,7 @@ def sample(run: RunFolder) -> dict[str, Any]:
 
 def _answering(run: RunFolder) -> Answering:
     from ssd_lite.engines.model_source import hf_folder
-    from ssd_lite.engines.sampler import choose_engine
+    from ssd_lite.engines.sampling.choice import choose_engine
 
     recipe = run.recipe
     engine, teacher = choose_engine(recipe.sample.engine), teacher_model(run)

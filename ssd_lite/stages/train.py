@@ -4,14 +4,13 @@ from __future__ import annotations
 
 import json
 import os
-import resource
-import sys
 import time
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from ssd_lite.atomic import is_whole
+from ssd_lite.engines.host_memory import peak_rss_bytes
 from ssd_lite.errors import UserError
 from ssd_lite.progress import tell
 from ssd_lite.records import Span
@@ -20,9 +19,9 @@ from ssd_lite.span_file import read_span
 from ssd_lite.stages.base_model import base_model
 
 if TYPE_CHECKING:
-    from ssd_lite.engines.batching import TrainingRow
-    from ssd_lite.engines.engine_choice import Choice
-    from ssd_lite.engines.targets import Targets
+    from ssd_lite.engines.sampling.targets import Targets
+    from ssd_lite.engines.training.batching import TrainingRow
+    from ssd_lite.engines.training.engine_choice import Choice
 
 
 _ENGINE = "train_engine"  # the key of the manifest
@@ -46,8 +45,8 @@ def train(run: RunFolder) -> dict[str, Any]:
     rows = read_rows(run.train_rows, settings.max_length, run.targets, soft=settings.target == "soft")
     chosen = choose(run)  # before transformers is imported
     from ssd_lite.engines.model_source import hf_folder
-    from ssd_lite.engines.peft_model import BaseModel
-    from ssd_lite.engines.trainer import TrainingFiles, train_model
+    from ssd_lite.engines.training.peft_model import BaseModel
+    from ssd_lite.engines.training.trainer import TrainingFiles, train_model
 
     started = time.monotonic()
     source = base_model(run)
@@ -78,7 +77,7 @@ def choose(run: RunFolder) -> Choice:
     A training with checkpoints goes on with the engine that made them: the other one orders an optimiser's state in a
     way of its own.
     """
-    from ssd_lite.engines.engine_choice import Choice, Machine, choose_engine
+    from ssd_lite.engines.training.engine_choice import Choice, Machine, choose_engine
 
     settings, begun_with = run.recipe.train, run.manifest().get(_ENGINE)
     if begun_with is not None and any(run.checkpoints.glob("checkpoint-*")):
@@ -90,7 +89,7 @@ def choose(run: RunFolder) -> Choice:
     run.log(line)
     tell(line + "\n")
     if chosen.engine == "unsloth":
-        from ssd_lite.engines import unsloth_model
+        from ssd_lite.engines.training import unsloth_model
 
         unsloth_model.prepare(run.path / "unsloth_compiled")
     return chosen
@@ -102,7 +101,7 @@ def read_rows(path: Path, max_length: int, targets: Path, *, soft: bool = False)
     Raises UserError for a bad line, for a row above train.max_length tokens, and where train.target is soft and the
     laws are missing or are not those of the row.
     """
-    from ssd_lite.engines.batching import TrainingRow
+    from ssd_lite.engines.training.batching import TrainingRow
 
     try:
         lines = path.read_text(encoding="utf-8").splitlines()
@@ -129,7 +128,7 @@ def read_rows(path: Path, max_length: int, targets: Path, *, soft: bool = False)
 
 def _targets(path: Path, span: Span | None, row: TrainingRow, where: str) -> Targets | None:
     """The laws of a row; None where they were not kept, or were deleted since and are not needed."""
-    from ssd_lite.engines.targets import Targets
+    from ssd_lite.engines.sampling.targets import Targets
 
     if span is None or not (row.soft or path.is_file()):
         if row.soft:
@@ -152,9 +151,3 @@ def _ids(value: Any) -> tuple[int, ...]:
     if not isinstance(value, list) or not value or not all(type(item) is int and item >= 0 for item in value):
         raise ValueError("ids must be a non-empty list of token ids")
     return tuple(value)
-
-
-def peak_rss_bytes() -> int:
-    """Most memory this process ever held, in bytes."""
-    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-    return peak if sys.platform == "darwin" else peak * 1024

@@ -11,6 +11,7 @@ import time
 from collections.abc import Sequence
 from typing import Any
 
+from ssd_lite.engines.host_memory import peak_rss_bytes
 from ssd_lite.errors import MissingLibraryError, NothingToLearnError, UserError
 from ssd_lite.grading.extract import Block, opens_thinking
 from ssd_lite.grading.submissions import Grading, open_grader, submission
@@ -21,10 +22,9 @@ from ssd_lite.records import Problem, Prompt
 from ssd_lite.run_folder import RunFolder
 from ssd_lite.stages.answers import take
 from ssd_lite.stages.base_model import base_model
+from ssd_lite.stages.evaluation.guard import guard_problems
 from ssd_lite.stages.grade import check_golden
-from ssd_lite.stages.guard import guard_problems
 from ssd_lite.stages.nothing_left import note_nothing
-from ssd_lite.stages.train import peak_rss_bytes
 
 
 def train_by_reward(run: RunFolder) -> dict[str, Any]:
@@ -98,11 +98,11 @@ class PassReward:
 
 
 def _train(run: RunFolder, problems: Sequence[Problem], reward: PassReward) -> dict[str, Any]:
-    from ssd_lite.engines.grpo_trainer import train_grpo
     from ssd_lite.engines.model_source import hf_folder
-    from ssd_lite.engines.peft_model import BaseModel
     from ssd_lite.engines.tokenizer import ChatTokenizer
-    from ssd_lite.engines.trainer import TrainingFiles
+    from ssd_lite.engines.training.grpo_trainer import train_grpo
+    from ssd_lite.engines.training.peft_model import BaseModel
+    from ssd_lite.engines.training.trainer import TrainingFiles
 
     source = base_model(run)
     folder = hf_folder(source)

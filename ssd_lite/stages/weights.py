@@ -11,7 +11,7 @@ from ssd_lite.stages.base_model import base_model
 
 if TYPE_CHECKING:
     from ssd_lite.engines.model_source import ModelSource
-    from ssd_lite.engines.sampler import Engine
+    from ssd_lite.engines.sampling.sampler import Engine
 
 
 @dataclass(frozen=True)

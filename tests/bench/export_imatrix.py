@@ -15,12 +15,12 @@ from pathlib import Path
 
 import numpy as np
 
-from ssd_lite.engines.gguf_measures import ReferenceModel, measure
-from ssd_lite.engines.gguf_set import write_gguf_set
-from ssd_lite.engines.imatrix import compute_imatrix
-from ssd_lite.engines.imatrix_file import read_imatrix
+from ssd_lite.engines.checks.gguf_measures import ReferenceModel, measure
+from ssd_lite.engines.gguf.imatrix import compute_imatrix
+from ssd_lite.engines.gguf.imatrix_file import read_imatrix
+from ssd_lite.engines.gguf.set import write_gguf_set
 from ssd_lite.engines.model_source import hf_folder, resolve_model
-from ssd_lite.engines.scorer import Text
+from ssd_lite.engines.scoring.scorer import Text
 
 
 def main() -> None:

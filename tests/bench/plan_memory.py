@@ -75,9 +75,9 @@ AutoModelForCausalLM.from_config(LlamaConfig(**{WIDE!r})).save_pretrained({str(f
 
 
 def train(case: dict[str, Any], work: Path) -> None:
-    from ssd_lite.engines.batching import TrainingRow
-    from ssd_lite.engines.peft_model import BaseModel
-    from ssd_lite.engines.trainer import TrainingFiles, train_model
+    from ssd_lite.engines.training.batching import TrainingRow
+    from ssd_lite.engines.training.peft_model import BaseModel
+    from ssd_lite.engines.training.trainer import TrainingFiles, train_model
     from ssd_lite.recipe import Train
 
     prompt = case["length"] // 4
@@ -95,7 +95,8 @@ def train(case: dict[str, Any], work: Path) -> None:
 
 def sample(case: dict[str, Any], work: Path) -> None:
     from ssd_lite.engines.model_source import gguf_file, resolve_model
-    from ssd_lite.engines.sampler import Request, SamplerOptions, open_sampler
+    from ssd_lite.engines.sampling.choice import open_sampler
+    from ssd_lite.engines.sampling.sampler import Request, SamplerOptions
     from ssd_lite.records import Prompt, SamplingSettings
 
     source = resolve_model(case["model"])
@@ -119,7 +120,7 @@ def sample(case: dict[str, Any], work: Path) -> None:
 
 
 def merge(case: dict[str, Any], work: Path) -> None:
-    from ssd_lite.engines.merge_weights import merge_folder
+    from ssd_lite.engines.weights.merge import merge_folder
 
     (work / "merged").mkdir()
     merge_folder(model_folder(case["model"], work), work / "adapter", work / "merged", dtype="base", base_sha256="-")

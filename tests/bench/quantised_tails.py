@@ -11,12 +11,12 @@ import sys
 import tempfile
 from pathlib import Path
 
-from ssd_lite.engines.gguf_measures import choose_reference, measure
-from ssd_lite.engines.gguf_set import write_gguf_set
+from ssd_lite.engines.checks.gguf_measures import choose_reference, measure
+from ssd_lite.engines.gguf.set import write_gguf_set
 from ssd_lite.engines.model_source import hf_folder
 from ssd_lite.run_folder import RunFolder
 from ssd_lite.stages.base_model import base_model
-from ssd_lite.stages.check_texts import arm_texts
+from ssd_lite.stages.exports.check_texts import arm_texts
 
 
 def main(run: RunFolder) -> None:

@@ -13,10 +13,10 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from ssd_lite.engines.batching import collate
-from ssd_lite.engines.loss_model import LossModel
 from ssd_lite.engines.model_source import hf_folder
-from ssd_lite.engines.peft_model import build_model, trainable
+from ssd_lite.engines.training.batching import collate
+from ssd_lite.engines.training.loss_model import LossModel
+from ssd_lite.engines.training.peft_model import build_model, trainable
 from ssd_lite.run_folder import RunFolder
 from ssd_lite.stages.base_model import base_model
 from ssd_lite.stages.train import read_rows

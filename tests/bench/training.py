@@ -12,9 +12,9 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from ssd_lite.engines.batching import TrainingRow, collate
-from ssd_lite.engines.loss_model import LossModel
-from ssd_lite.engines.peft_model import build_model
+from ssd_lite.engines.training.batching import TrainingRow, collate
+from ssd_lite.engines.training.loss_model import LossModel
+from ssd_lite.engines.training.peft_model import build_model
 from ssd_lite.recipe import Train
 
 

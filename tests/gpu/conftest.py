@@ -48,7 +48,7 @@ def pytest_terminal_summary(terminalreporter: Any) -> None:
 @pytest.fixture(scope="session")
 def findings(jobs: Jobs) -> Iterator[Findings]:
     """What the block is made of."""
-    from ssd_lite.engines.model_folder import read_json
+    from ssd_lite.engines.weights.model_folder import read_json
     from ssd_lite.plan.shapes import from_config
 
     FINDINGS.facts = jobs.facts()
@@ -75,7 +75,7 @@ def jobs(tmp_path_factory: pytest.TempPathFactory, request: pytest.FixtureReques
 @pytest.fixture
 def unsloth() -> str:
     """The engine unsloth; the test is skipped where it cannot be taken, with the reason that the recipe would give."""
-    from ssd_lite.engines.engine_choice import Machine, choose_engine
+    from ssd_lite.engines.training.engine_choice import Machine, choose_engine
     from ssd_lite.recipe import Train
 
     chosen = choose_engine(Train(), Machine.here())

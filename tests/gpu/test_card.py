@@ -31,7 +31,7 @@ def test_one_step_of_unsloth_has_the_loss_and_gradients_of_peft(
     findings: Findings, unsloth: str, tmp_path: Path
 ) -> None:
     """Tiny Llama and Qwen3 in bfloat16, 16-bit and NF4, both kinds of targets, Unsloth's real kernels."""
-    from ssd_lite.engines.unsloth_proof import cases, prove
+    from ssd_lite.engines.training.unsloth_proof import cases, prove
 
     findings.proof = list(prove(tmp_path))
     assert len(findings.proof) == len(cases())

@@ -1,0 +1,1 @@
+"""Is what was made right, and what it is made with: exports, merges, libraries."""

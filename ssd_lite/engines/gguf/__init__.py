@@ -1,0 +1,1 @@
+"""Our GGUF: read, written and quantised."""

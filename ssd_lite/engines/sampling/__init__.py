@@ -1,0 +1,1 @@
+"""Completions under a law: transformers, llama.cpp, or a server."""

@@ -1,0 +1,1 @@
+"""What a model makes of given texts, position by position."""

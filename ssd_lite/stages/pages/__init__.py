@@ -1,0 +1,1 @@
+"""The pages a person reads: the report, its sections, the model card."""
