@@ -8,7 +8,7 @@ from pydantic import Field, model_validator
 
 from ssd_lite.recipe_export import Export
 from ssd_lite.recipe_measuring import Compare, Evaluate, Report
-from ssd_lite.recipe_section import Decoding, GgufType, Positive, Rate, Section, Seed, Temperature
+from ssd_lite.recipe_section import NEEDS_IMATRIX, Decoding, GgufType, Positive, Rate, Section, Seed, Temperature
 from ssd_lite.recipe_server import Server
 
 
@@ -212,6 +212,17 @@ class Recipe(Section):
         self.server.check_for({"sample.engine": self.sample.engine, "evaluate.engine": self.evaluate.engine})
         if self.merge.base == "dequantised" and self.train.method != "qlora":
             raise ValueError(f"merge.base dequantised needs train.method qlora, here it is {self.train.method}")
+        return self
+
+    @model_validator(mode="after")
+    def _few_bits_have_their_matrix(self) -> Recipe:
+        if self.model.gguf_type in NEEDS_IMATRIX:
+            raise ValueError(
+                f"model.gguf_type {self.model.gguf_type} needs an importance matrix, which the base's file never has"
+            )
+        needing = [name for name in self.evaluate.gguf if name in NEEDS_IMATRIX]
+        if needing and not self.export.imatrix:
+            raise ValueError(f"evaluate.gguf {needing[0]} needs an importance matrix: set export.imatrix to true")
         return self
 
     @model_validator(mode="after")

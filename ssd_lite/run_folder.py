@@ -6,7 +6,7 @@ import hashlib
 import json
 import os
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Literal
 
@@ -15,6 +15,7 @@ from ssd_lite.atomic import write_json, write_text
 from ssd_lite.errors import UserError
 from ssd_lite.recipe import Recipe
 from ssd_lite.recipe_file import differences, dump_recipe, load_recipe
+from ssd_lite.run_lock import run_lock
 
 FORMAT = 1
 Stage = Literal["sample", "curate", "train", "merge", "evaluate", "export", "report"]
@@ -103,15 +104,14 @@ class RunFolder:
 
     @classmethod
     def create(cls, path: Path, recipe: Recipe) -> RunFolder:
-        """A new run, or the run that is there if its recipe is the same. Raises UserError that names what differs."""
+        """A new run, or the run that is there; what no stage has begun with yet may have changed in its recipe.
+
+        Raises UserError that names what differs and the stage that stands on it.
+        """
         if (path / "recipe.yaml").is_file():
             run = cls.open(path)
             changed = differences(run.recipe, recipe)
-            if changed and not run._has_work():
-                write_text(path / "recipe.yaml", dump_recipe(recipe))  # a first try that made nothing binds nobody
-                return cls(path, recipe)
-            refuse_changes(path, changed, "run")
-            return run
+            return run._with(recipe, changed) if changed else run
         claim_folder(path, "recipe.yaml", recipe, "run folder")
         run = cls(path, recipe)
         run._write_manifest({"format": FORMAT, "created": _now(), "ssd_lite": __version__, "stages": {}})
@@ -155,8 +155,30 @@ class RunFolder:
         """Set one top-level key of the manifest."""
         self._write_manifest({**self.manifest(), key: value})
 
-    def _has_work(self) -> bool:
-        return bool(self.manifest().get("stages")) or (self.samples.is_file() and self.samples.stat().st_size > 0)
+    def _with(self, recipe: Recipe, changed: Sequence[str]) -> RunFolder:
+        """This run under another recipe, unless a stage that has begun stands on what changed."""
+        other = RunFolder(self.path, recipe)
+        for stage in self._begun():
+            if self.settings_digest(stage) != other.settings_digest(stage):
+                binding = differences(self.recipe, recipe, STAGE_SECTIONS[stage]) or changed
+                refuse_changes(self.path, binding, f"run's stage {stage!r}")
+        with run_lock(self.path):  # a run that is at work reads its recipe at each stage
+            write_text(self.path / "recipe.yaml", dump_recipe(recipe))
+            self.log(f"recipe changed: {'; '.join(changed)}")
+        return other
+
+    def _begun(self) -> Iterator[Stage]:
+        """The stages whose work is on disk, done or not. What merge and export leave behind is tied to its source."""
+        work: dict[str, list[Path]] = {
+            "sample": [self.samples],
+            "curate": [self.curate_grades],
+            "train": [self.metrics],
+            "evaluate": list((self.path / "evaluations").rglob("samples.jsonl")),
+        }
+        done = self.manifest().get("stages", {})
+        for stage in STAGE_SECTIONS:
+            if stage in done or any(file.is_file() and file.stat().st_size > 0 for file in work.get(stage, [])):
+                yield stage
 
     def start(self, stage: Stage, work: Path) -> None:
         """Note the settings of a stage that begins. Raises UserError if `work` was begun with others."""

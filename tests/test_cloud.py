@@ -106,6 +106,7 @@ def test_every_setting_that_start_sh_reads_is_in_its_head() -> None:
     body = text.split("set -euo pipefail")[1]
     read = set(re.findall(r'"?\$\{([A-Z_]+):[=?-]', body)) | set(re.findall(r"\$\{([A-Z_]+):=", body))
     told = set(re.findall(r"\b[A-Z_]{4,}\b", text.split("set -euo pipefail")[0]))
+    read |= {name for names in re.findall(r"for name in ([A-Z_ ]+);", body) for name in names.split()}
     assert read - told <= {"SSD_LITE_ENV", "PATH", "HOME"}
     assert read >= {*WANTED, "KEEP", "RUN_DIR", "SETTINGS", "THEN", "SSD_LITE_PACKAGE"}
 

@@ -165,8 +165,17 @@ def test_up_watches_until_the_pod_is_gone(desk: Machine, api: RunPod) -> None:
     assert (code, "pod pod1 is gone" in out) == (0, True)
 
 
+def at_once(desk: Machine) -> Path:
+    """The launcher without its patience beyond MAX_HOURS."""
+    file = desk.home / "runpod.py"
+    text = LAUNCHER.read_text()
+    assert "LATE_HOURS = 1.5" in text
+    file.write_text(text.replace("LATE_HOURS = 1.5", "LATE_HOURS = 0"))
+    return file
+
+
 def test_a_pod_over_its_time_is_removed_from_outside(desk: Machine, api: RunPod) -> None:
-    code, out = desk.run(sys.executable, LAUNCHER, "watch", "pod1", MAX_HOURS="-1.5")
+    code, out = desk.run(sys.executable, at_once(desk), "watch", "pod1", MAX_HOURS="0.00001")
     assert code == 0, out
     assert api.removed
     assert "over its time" in out
@@ -184,7 +193,7 @@ def test_leaving_off_watching_leaves_the_pod(desk: Machine, api: RunPod) -> None
 
 def test_a_refusal_from_outside_is_tried_again(desk: Machine, api: RunPod) -> None:
     api.refusals = [500, 503]
-    code, out = desk.run(sys.executable, LAUNCHER, "watch", "pod1", MAX_HOURS="-1.5")
+    code, out = desk.run(sys.executable, at_once(desk), "watch", "pod1", MAX_HOURS="0.00001")
     assert (code, api.removed) == (0, True), out
 
 
@@ -202,7 +211,7 @@ def test_a_lost_network_does_not_end_the_watch(desk: Machine, tmp_path: Path) ->
 def test_an_answer_that_cannot_be_read_does_not_end_the_watch(desk: Machine, api: RunPod) -> None:
     """A proxy's page, an answer cut short, a list: each is waited out, and the pod over its time still goes."""
     api.pages = ["<html>one moment</html>", '{"id": "po…', "[]"]
-    code, out = desk.run(sys.executable, LAUNCHER, "watch", "pod1", MAX_HOURS="-1.5")
+    code, out = desk.run(sys.executable, at_once(desk), "watch", "pod1", MAX_HOURS="0.00001")
     assert (code, api.removed) == (0, True), out
     assert out.count("no answer that can be read") == 3
     assert "Traceback" not in out
@@ -226,7 +235,7 @@ def test_remove(desk: Machine, api: RunPod) -> None:
     assert "wrong" not in out
 
 
-@pytest.mark.parametrize("name", ["MAX_HOURS", "MAX_COST", "PRICE", "DISK_GB"])
+@pytest.mark.parametrize("name", ["MAX_HOURS", "MAX_COST", "PRICE", "DISK_GB", "POLL_SECONDS", "GRACE_SECONDS"])
 @pytest.mark.parametrize("value", ["8h", "0", "nan"])
 def test_nothing_is_rented_with_a_number_that_is_none(name: str, value: str, desk: Machine, api: RunPod) -> None:
     code, out = desk.run(sys.executable, LAUNCHER, "up", **{name: value})

@@ -71,11 +71,13 @@ def test_without_settings_and_then_there_are_no_words_for_them(box: Machine) -> 
     assert not {"--set", "--then"} & set(box.words)
 
 
-@pytest.mark.parametrize("name", WANTED)
-def test_nothing_starts_without_its_limits(name: str, box: Machine) -> None:
-    code, out = box.run("bash", START, **{name: ""})
-    assert (code, box.words) == (1, [])
-    assert f"{name}: is wanted" in out
+@pytest.mark.parametrize(("name", "value"), [*((name, "") for name in WANTED), ("RECIPE", "-x")])
+def test_nothing_starts_without_its_limits(name: str, value: str, box: Machine) -> None:
+    """Nor does a machine go on that was rented without them."""
+    code, out = box.run("bash", START, THEN='echo once $SSD_LITE_EXIT_CODE >>"$HOME/then"', **{name: value})
+    assert (code, box.words) == (2, [])
+    assert f"{name} is wanted" in out
+    assert (box.home / "then").read_text() == "once 2\n"
 
 
 @pytest.mark.parametrize(("fake", "code"), [("0", 0), ("1", 1), ("2", 2), ("75", 0), ("137", 137)])

@@ -250,6 +250,11 @@ def test_types_of_few_bits_need_their_matrix() -> None:
     with pytest.raises(UserError, match=r"iq2_xs needs an importance matrix: set export.imatrix to true"):
         load_recipe("quickstart", ["export.types=[iq2_xs]"])
     assert load_recipe("quickstart", ["export.types=[iq2_xs]", "export.imatrix=true"]).export.imatrix
+    with pytest.raises(UserError, match=r"evaluate.gguf iq1_s needs an importance matrix: set export.imatrix to true"):
+        load_recipe("quickstart", ["evaluate.gguf=[iq1_s]"])
+    load_recipe("quickstart", ["evaluate.gguf=[iq1_s]", "export.imatrix=true"])
+    with pytest.raises(UserError, match=r"model.gguf_type q2_k_s needs an importance matrix, which the base"):
+        load_recipe("quickstart", ["model.gguf_type=q2_k_s", "export.imatrix=true"])
 
 
 # -- real processes: signals and the lock ----------------------------------------------------------------------------

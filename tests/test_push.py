@@ -373,8 +373,15 @@ def test_the_card_says_base_revision_results_and_a_null_result_plainly(tmp_path:
         assert words in card, words
     adapter = front_of(model_text(run, "adapter", {"adapter": "me/x-adapter"}))
     assert (adapter["base_model_relation"], adapter["library_name"]) == ("adapter", "peft")
-    run.finish("export", {"files": [{"type": "q8_0"}]}, 1.0)
-    gguf = front_of(model_text(run, "gguf", {"gguf": "me/x-gguf", "merged": "me/x"}))
+    run.gguf.mkdir()
+    files = [{"type": kind, "path": f"gguf/x-{kind}.gguf", "bytes": 2} for kind in ("q8_0", "q6_k", "q4_0")]
+    for file in files[:2]:
+        (run.path / file["path"]).write_bytes(b"gg")
+    run.finish("export", {"files": files[:1]}, 1.0)
+    run.note("later_exports", [{"files": files[1:]}])
+    text = model_text(run, "gguf", {"gguf": "me/x-gguf", "merged": "me/x"})
+    assert "llama.cpp (q8_0, q6_k)" in text, "what a later export wrote is sent too, what is gone is not"
+    gguf = front_of(text)
     assert (gguf["base_model"], gguf["base_model_relation"]) == ("me/x", "quantized")
 
 

@@ -11,6 +11,7 @@ from ssd_lite.errors import UserError
 from ssd_lite.recipe import Recipe
 from ssd_lite.recipe_file import load_recipe
 from ssd_lite.run_folder import STAGE_SECTIONS, RunFolder
+from ssd_lite.run_lock import run_lock
 
 # `server` counts where an engine is one (tests/test_server_stages.py).
 BESIDE = ("name", "description", "threads", "rounds", "compare", "server")
@@ -47,13 +48,15 @@ def test_another_description_is_no_other_recipe(tmp_path: Path) -> None:
     RunFolder.create(tmp_path / "a", recipe("description=other words"))
 
 
-def test_another_recipe_is_refused_naming_each_key(tmp_path: Path) -> None:
+def test_another_recipe_is_refused_naming_each_key_the_stage_stands_on(tmp_path: Path) -> None:
     run = RunFolder.create(tmp_path / "a", recipe("sample.seed=1"))
     run.samples.write_text("{}\n")
     with pytest.raises(UserError) as caught:
-        RunFolder.create(tmp_path / "a", recipe("sample.seed=2", "evaluate.tuned.temperature=0.9"))
+        RunFolder.create(tmp_path / "a", recipe("sample.seed=2", "sample.n=3", "evaluate.tuned.temperature=0.9"))
+    assert "stage 'sample'" in caught.value.what
     assert "sample.seed: 1 → 2" in caught.value.what
-    assert "evaluate.tuned.temperature: 0.6 → 0.9" in caught.value.what
+    assert "sample.n: 1 → 3" in caught.value.what
+    assert "evaluate" not in caught.value.what
     assert "--out" in caught.value.next_step
 
 
@@ -72,6 +75,37 @@ def test_a_first_try_that_made_nothing_may_be_mended(tmp_path: Path) -> None:
     mended = RunFolder.create(tmp_path / "a", recipe("problems.train=starter"))
     assert mended.recipe.problems.train == "starter"
     assert RunFolder.open(tmp_path / "a").recipe == mended.recipe
+
+
+def test_a_stage_that_has_not_begun_may_get_another_recipe(tmp_path: Path) -> None:
+    """Found wrong after hours of sampling: the next stage's settings change, the samples stay."""
+    run = RunFolder.create(tmp_path / "a", recipe())
+    run.finish("sample", {"samples": 3}, 1.0)
+    mended = RunFolder.create(tmp_path / "a", recipe("train.learning_rate=3e-5", "export.types=[q8_0]", "threads=1"))
+    assert RunFolder.open(tmp_path / "a").recipe == mended.recipe
+    assert (mended.recipe.train.learning_rate, mended.done("sample")) == (3e-5, {"samples": 3})
+    assert "train.learning_rate" in mended.log_file.read_text()
+    mended.metrics.write_text("{}\n")
+    with pytest.raises(UserError, match=r"stage 'train' was started with another recipe: train.lora_r"):
+        RunFolder.create(tmp_path / "a", recipe("train.learning_rate=3e-5", "train.lora_r=3"))
+    RunFolder.create(tmp_path / "a", recipe("train.learning_rate=3e-5", "evaluate.n=7"))
+
+
+@pytest.mark.parametrize("arm", ["evaluations/base", "evaluations/guard/questions/tuned"])
+def test_an_evaluation_that_has_begun_binds_its_settings(tmp_path: Path, arm: str) -> None:
+    run = RunFolder.create(tmp_path / "a", recipe())
+    (run.path / arm).mkdir(parents=True)
+    (run.path / arm / "samples.jsonl").write_text("{}\n")
+    with pytest.raises(UserError, match="stage 'evaluate' was started"):
+        RunFolder.create(tmp_path / "a", recipe("evaluate.n=7"))
+    RunFolder.create(tmp_path / "a", recipe("export.types=[q8_0]"))
+
+
+def test_a_run_at_work_keeps_its_recipe(tmp_path: Path) -> None:
+    run = RunFolder.create(tmp_path / "a", recipe())
+    with run_lock(run.path), pytest.raises(UserError, match="is in use"):
+        RunFolder.create(tmp_path / "a", recipe("evaluate.n=7"))
+    assert RunFolder.open(run.path).recipe == recipe()
 
 
 def test_what_a_kill_left_at_the_very_start_does_not_block_the_folder(tmp_path: Path) -> None:

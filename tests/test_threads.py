@@ -14,7 +14,7 @@ from ssd_lite.engines.threads import FIRST_PAUSE, LONGEST_PAUSE, ThreadTuner
 @pytest.fixture
 def four_cores(monkeypatch: pytest.MonkeyPatch) -> None:
     """Candidates are then 1, 2 and 4."""
-    monkeypatch.setattr(threads.os, "sched_getaffinity", lambda _: set(range(4)), raising=False)
+    monkeypatch.setattr(threads, "usable_cores", lambda: 4)
 
 
 def run(
@@ -91,7 +91,7 @@ def test_a_step_without_work_is_ignored() -> None:
 
 
 def test_one_core_has_nothing_to_choose(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(threads.os, "sched_getaffinity", lambda _: {0}, raising=False)
+    monkeypatch.setattr(threads, "usable_cores", lambda: 1)
     seen: list[int] = []
     run(ThreadTuner(seen.append), {1: 1.0}, 500)
     assert seen == [1]

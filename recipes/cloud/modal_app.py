@@ -49,7 +49,18 @@ def image() -> modal.Image:
 
 def time_out(max_hours: str) -> int:
     """Seconds after which Modal ends the function, should the run not have ended itself."""
-    return min(DAY, round((float(max_hours) + 1) * 3600))
+    return min(DAY, round((above_zero("MAX_HOURS", max_hours) + 1) * 3600))
+
+
+def above_zero(name: str, text: str) -> float:
+    """A setting that must be a number above 0, before a card costs money. Exits with its name otherwise."""
+    try:
+        number = float(text)
+    except ValueError:
+        number = 0.0
+    if not 0 < number < float("inf"):
+        sys.exit(f"{name}={text} is no number above 0.")
+    return number
 
 
 app = modal.App("ssd-lite")
@@ -111,4 +122,6 @@ def main() -> None:
     missing = [name for name in NAMES[:4] if not os.environ.get(name)]
     if missing:
         sys.exit(f"wanted in the environment: {' '.join(missing)}")
+    for name in ("MAX_COST", "PRICE", "KEEP_SECONDS"):  # MAX_HOURS was looked at when this file was read
+        above_zero(name, os.environ.get(name) or "1")
     sys.exit(run.remote({name: os.environ[name] for name in NAMES if name in os.environ}))

@@ -32,7 +32,7 @@ PASSED_ON = (*WANTED[:4], "SETTINGS", "THEN", "KEEP_SECONDS", "SSD_LITE_PACKAGE"
 # The image in which `hf jobs uv run` works: Debian, Python 3.12, uv, curl and a C++ compiler.
 IMAGE = "ghcr.io/astral-sh/uv:python3.12-bookworm"
 MOUNT = "/workspace"
-POLL_S = float(os.environ.get("POLL_SECONDS", "60"))
+LATE_HOURS = 1.5  # after MAX_HOURS the pod removes itself; this much later it gets removed
 
 
 class ApiError(Exception):
@@ -107,8 +107,9 @@ def up(detach: bool) -> None:
         missing.append("SSD_LITE_PACKAGE")
     if missing:
         sys.exit(f"wanted in the environment: {' '.join(missing)}")
-    for number in ("MAX_HOURS", "MAX_COST", "PRICE"):
-        above_zero(dict(os.environ), number)
+    # Watching needs the last one here; the others are wanted on the pod.
+    for number in ("MAX_HOURS", "MAX_COST", "PRICE", "KEEP_SECONDS", "GRACE_SECONDS", "POLL_SECONDS"):
+        above_zero(dict(os.environ), number, "1")
     made = ask("POST", "/pods", pod(dict(os.environ)))
     name = (made or {}).get("id")
     if not name:
@@ -121,7 +122,9 @@ def up(detach: bool) -> None:
 
 def watch(name: str) -> None:
     """Wait until the pod is gone; an hour and a half after MAX_HOURS remove it. A lost network is waited out."""
-    deadline = time.monotonic() + (float(os.environ.get("MAX_HOURS", "24")) + 1.5) * 3600
+    setting = dict(os.environ)
+    deadline = time.monotonic() + (above_zero(setting, "MAX_HOURS", "24") + LATE_HOURS) * 3600
+    poll_s = above_zero(setting, "POLL_SECONDS", "60")
     while True:
         try:
             if time.monotonic() >= deadline:
@@ -136,7 +139,7 @@ def watch(name: str) -> None:
             print(f"{error}; asking again", flush=True)
         except OSError as error:
             print(f"no answer ({error}); asking again", flush=True)
-        time.sleep(POLL_S)
+        time.sleep(poll_s)
 
 
 def remove(name: str) -> None:

@@ -23,7 +23,7 @@ say() { echo "start.sh: $*" >&2; }
 
 # THEN, told what `ssd-lite run` tells it, where there was no such run.
 then_after() {
-    if [ -n "${THEN:-}" ]; then SSD_LITE_EXIT_CODE=$1 SSD_LITE_RUN=$RUN_DIR bash -c "$THEN" || true; fi
+    if [ -n "${THEN:-}" ]; then SSD_LITE_EXIT_CODE=$1 SSD_LITE_RUN=${RUN_DIR:-} bash -c "$THEN" || true; fi
 }
 
 install_once() {
@@ -163,14 +163,24 @@ prepare() {
 
 # All in a function, which bash has read to its end before anything runs: the file may be replaced meanwhile.
 main() {
-    local code=0 number
+    local code=0 name number
     RUN='' STOP_ASKED='' SERIAL=0 STARTED=$(date -u +%Y%m%dT%H%M%S)
     if [ "${1:-}" = install ]; then
         install_once
         exit
     fi
-    : "${RECIPE:?is wanted: a recipe (ssd-lite recipes)}" "${PRICE:?is wanted: the price of an hour}"
-    : "${MAX_HOURS:?is wanted: after how many hours to stop}" "${MAX_COST:?is wanted: after how much money to stop}"
+    for name in RECIPE MAX_HOURS MAX_COST PRICE; do
+        if [ -z "${!name:-}" ]; then
+            say "$name is wanted: a recipe, how many hours and how much money at most, and the price of an hour"
+            then_after 2
+            exit 2
+        fi
+    done
+    if [ "${RECIPE#-}" != "$RECIPE" ]; then
+        say "$RECIPE is an option, RECIPE is wanted: a recipe (ssd-lite recipes)"
+        then_after 2
+        exit 2
+    fi
     NAME=$(basename "$RECIPE" .yaml)
     : "${RUN_DIR:=$HOME/ssd-lite-runs/$NAME}" "${KEEP:=}" "${KEEP_SECONDS:=600}"
     for number in "$MAX_HOURS" "$MAX_COST" "$PRICE" "$KEEP_SECONDS"; do

@@ -7,19 +7,13 @@ import resource
 import sys
 from pathlib import Path
 
-_CGROUP = Path("/sys/fs/cgroup")
+from ssd_lite.container import read_quota
 
 
 def available_bytes() -> int:
     """Memory of the host that can be had without swapping, in bytes; never more than this container may still take."""
-    found = [_available_on_host()]
-    try:
-        # cgroup v2; "max" (no limit) and a missing file are both no number.
-        limit = int((_CGROUP / "memory.max").read_text())
-        found.append(limit - int((_CGROUP / "memory.current").read_text()) + _cached_in_container())
-    except (OSError, ValueError):
-        pass
-    return max(0, min(found))
+    left = read_quota().left
+    return max(0, min([_available_on_host(), *([] if left is None else [left])]))
 
 
 def _available_on_host() -> int:
@@ -28,12 +22,6 @@ def _available_on_host() -> int:
         return next(1024 * int(line.split()[1]) for line in lines if line.startswith("MemAvailable:"))
     except (OSError, StopIteration, ValueError, IndexError):
         return os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE") // 2  # no Linux: half of what there is
-
-
-def _cached_in_container() -> int:
-    """File pages that count as taken but go when memory is needed."""
-    lines = (_CGROUP / "memory.stat").read_text().splitlines()
-    return sum(int(line.split()[1]) for line in lines if line.startswith("inactive_file "))
 
 
 def card_bytes() -> int | None:

@@ -7,8 +7,9 @@ cores free: 203 and 376.
 
 from __future__ import annotations
 
-import os
 from collections.abc import Callable
+
+from ssd_lite.container import usable_cores
 
 FIRST_PAUSE = 40
 LONGEST_PAUSE = 320
@@ -24,7 +25,7 @@ class ThreadTuner:
     """
 
     def __init__(self, apply: Callable[[int], None], fixed: int | None = None, *, steps_per_probe: int = 3) -> None:
-        cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+        cores = usable_cores()
         self._candidates = [fixed] if fixed else sorted({1, max(1, cores // 2), cores})
         self._apply, self._steps_per_probe = apply, steps_per_probe
         self._costs: dict[int, list[float]] = {}

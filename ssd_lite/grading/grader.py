@@ -6,12 +6,12 @@ job whose sandbox was lost runs once more in a fresh one.
 
 from __future__ import annotations
 
-import os
 import selectors
 from collections.abc import Generator, Iterable, Iterator, Sequence
 from dataclasses import asdict
 from typing import Any, Self
 
+from ssd_lite.container import usable_cores
 from ssd_lite.errors import UserError
 from ssd_lite.grading.plans import Plan, WeakPlan, make_plan
 from ssd_lite.grading.sandbox import Job, Outcome, Sandbox, SandboxError
@@ -46,7 +46,7 @@ class Grader:
     def __init__(self, sandbox: Choice = "auto", workers: int | None = None, limits: Limits | None = None) -> None:
         self.limits = limits or Limits()
         self.tier, self._first, self.refused = choose_tier(sandbox)
-        self._count = workers or len(os.sched_getaffinity(0))
+        self._count = workers or usable_cores()
         self._workers = [_Worker() for _ in range(self._count)]
         self._workers[0].sandbox = self._first
         self._facts = dict(self._first.facts)

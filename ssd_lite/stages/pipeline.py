@@ -16,6 +16,7 @@ from ssd_lite.errors import EXIT_USER_ERROR, Stopped, UserError
 from ssd_lite.interrupt import past_limit
 from ssd_lite.progress import duration
 from ssd_lite.recipe import Recipe
+from ssd_lite.recipe_file import differences
 from ssd_lite.run_folder import RunFolder, Stage, stages_of
 from ssd_lite.run_lock import run_lock
 from ssd_lite.stages.child import Ended, run_command, stop_signals
@@ -29,8 +30,8 @@ class StageFailed(click.ClickException):
 
 
 def prepare(path: Path, recipe: Recipe) -> RunFolder:
-    """The run at `path`, new or gone on with. What a new run needs is looked for before anything is written."""
-    if not (path / "recipe.yaml").is_file():
+    """The run at `path`, new or gone on with. What a new recipe needs is looked for before anything is written."""
+    if not (path / "recipe.yaml").is_file() or differences(RunFolder.open(path).recipe, recipe):
         check_machine(recipe)
     return RunFolder.create(path, recipe)
 

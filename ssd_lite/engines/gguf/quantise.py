@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from ssd_lite.atomic import fsync_folder
+from ssd_lite.container import usable_cores
 from ssd_lite.engines.gguf.imatrix_file import Imatrix
 from ssd_lite.engines.gguf.types import quantiser_settings
 from ssd_lite.engines.llama_log import llama_library, recent_log
@@ -26,7 +27,7 @@ def quantise(
     library = llama_library()
     check_space(out.parent, source.stat().st_size, f"the {gguf_type} GGUF")
     settings, kept = quantiser_settings(gguf_type, imatrix)
-    settings.nthread = threads or os.cpu_count() or 1
+    settings.nthread = threads or usable_cores()
     part = out.with_name(f".{out.name}.part-{os.getpid()}")
     status = library.llama_model_quantize(os.fsencode(source), os.fsencode(part), ctypes.byref(settings))
     del kept

@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
 
+from ssd_lite.container import usable_cores
 from ssd_lite.engines.gguf.header import header_bytes
 from ssd_lite.engines.gguf.imatrix_file import Imatrix
 from ssd_lite.engines.gguf.model import GgufModel, Weights
@@ -72,7 +72,7 @@ def write_pass(
     try:
         for output in outputs:
             output.part.open()
-        with ThreadPoolExecutor(threads or os.cpu_count() or 1) as pool:
+        with ThreadPoolExecutor(threads or usable_cores()) as pool:
             _run(model, weights, outputs, pool)
         for output in outputs:
             if output.layout.quantised:

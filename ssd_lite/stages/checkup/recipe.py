@@ -8,6 +8,7 @@ from collections.abc import Iterable
 from dataclasses import replace
 from pathlib import Path
 
+from ssd_lite.container import read_quota
 from ssd_lite.errors import UserError
 from ssd_lite.plan import cards as known
 from ssd_lite.plan.estimate import Limits
@@ -16,7 +17,6 @@ from ssd_lite.recipe import Recipe
 from ssd_lite.stages import plan
 from ssd_lite.stages.checkup.cards import Cards
 from ssd_lite.stages.checkup.finding import Finding, gib, needed
-from ssd_lite.stages.checkup.machine import read_quota
 from ssd_lite.stages.recipe_needs import Need, needs, server_program
 
 

@@ -10,6 +10,7 @@ from ssd_lite import __version__
 from ssd_lite.recipe_file import dump_recipe
 from ssd_lite.run_folder import RunFolder
 from ssd_lite.stages.base_model import base_model
+from ssd_lite.stages.exports.later_exports import exported_files
 from ssd_lite.stages.licences import PROMPTS, licence_fields, licence_of
 from ssd_lite.stages.pages.model_card import TAGS, card, front_matter, origin
 
@@ -82,7 +83,7 @@ def _use(run: RunFolder, what: str, base: Mapping[str, Any], repos: Mapping[str,
         case "adapter":
             return _use_adapter(run, base, repo)
         case "gguf":
-            types = ", ".join(file["type"] for file in run.require("export")["files"])
+            types = ", ".join(dict.fromkeys(file["type"] for file in exported_files(run)))
             return (
                 f"Files for llama.cpp ({types}) and a `Modelfile` for Ollama, which holds the decoding below. In a "
                 "folder with all of them: `ollama create NAME -f Modelfile`, or `ssd-lite chat FILE.gguf`."
