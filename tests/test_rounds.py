@@ -208,7 +208,10 @@ def test_three_rounds_killed_in_the_second_and_gone_on_with(tmp_path: Path) -> N
     packaged_source()
     model, out = save_tiny(tmp_path / "tiny", "llama"), tmp_path / "r"
     environment = {**os.environ, "SSD_LITE_CACHE": str(shared_cache())}
-    words = [part for setting in (*SMALL, f"model.name={model}", "rounds=3") for part in ("--set", setting)]
+    sums = tmp_path / "sums.jsonl"
+    sums.write_text("".join(f'{{"question": "What is {i} + {i}?", "answer": "{2 * i}"}}\n' for i in range(3, 6)))
+    guard = f"evaluate.guard=[{{problems: 'questions:{sums}', max_new_tokens: 8}}]"
+    words = [part for setting in (*SMALL, f"model.name={model}", guard, "rounds=3") for part in ("--set", setting)]
     command = [sys.executable, "-m", "ssd_lite", "run", "quickstart", "--out", str(out), *words]
     process = subprocess.Popen(command, env=environment, stdout=subprocess.DEVNULL)
     while process.poll() is None and not (out / "rounds" / "2" / "adapter").exists():
@@ -232,10 +235,10 @@ def test_three_rounds_killed_in_the_second_and_gone_on_with(tmp_path: Path) -> N
     rounds = [one["round"] for one in result["rounds"]]
     assert rounds == ["base", "1", "2", "3"] or result["stopped"] is not None
     second = out / "rounds" / "2"
-    # The base arm of round 2 is the tuned arm of round 1, taken and not sampled again.
-    assert (second / "evaluations" / "base" / "samples.jsonl").read_bytes() == (
-        out / "evaluations" / "tuned" / "samples.jsonl"
-    ).read_bytes()
+    # The base arms of round 2 are the tuned arms of round 1, taken and not sampled again: seconds and times are theirs.
+    for arms in ("evaluations", "evaluations/guard/sums"):
+        for file in ("samples.jsonl", "grades.jsonl"):
+            assert (second / arms / "base" / file).read_bytes() == (out / arms / "tuned" / file).read_bytes()
     assert json.loads((second / "manifest.json").read_text())["model"]["name"] == str(out / "merged")
     assert (out / "samples.jsonl").read_text() != (second / "samples.jsonl").read_text()
     assert "<h2>Rounds</h2>" in (out / "report.html").read_text()

@@ -19,6 +19,7 @@ from ssd_lite.run_folder import ArmFolder, RunFolder, Stage, stages_of
 from ssd_lite.run_lock import run_lock
 from ssd_lite.stages.answers import read_samples
 from ssd_lite.stages.child import stop_signals
+from ssd_lite.stages.evaluation.guard import arm_folder, guard_names
 from ssd_lite.stages.nothing_left import nothing_left
 from ssd_lite.stages.pages.rounds_section import ROUNDS_FILE
 from ssd_lite.stages.pipeline import last_word, run_stages
@@ -147,7 +148,9 @@ def _stages(inner: RunFolder) -> tuple[Stage, ...]:
 def _prepare(run: RunFolder, before: RunFolder, number: int) -> RunFolder:
     inner = RunFolder.create(run.path / "rounds" / str(number), round_recipe(run.recipe, before, number))
     if inner.done("evaluate") is None:
-        _take_base_arm(before, inner)
+        _take_arm(before.arm("tuned"), inner.arm("base"))
+        for name in guard_names(run.recipe.evaluate.guard):
+            _take_arm(arm_folder(before, name, "tuned"), arm_folder(inner, name, "base"))
     return inner
 
 
@@ -165,11 +168,11 @@ def round_recipe(recipe: Recipe, before: RunFolder, number: int) -> Recipe:
     return validate(value, f"round {number}")
 
 
-def _take_base_arm(before: RunFolder, inner: RunFolder) -> None:
-    """The base arm of a round is the tuned arm of the one before: its samples and grades are taken, not made again."""
-    source, target = before.arm("tuned"), inner.arm("base")
-    if not source.report.is_file() or target.samples.exists():
+def _take_arm(source: ArmFolder, target: ArmFolder) -> None:
+    """A base arm of a round is the tuned arm of the one before: samples and grades are taken, not made again."""
+    if not (source.report.is_file() and source.samples.is_file()) or target.samples.exists():
         return
+    target.path.mkdir(parents=True, exist_ok=True)
     for name in ("made_with.json", source.grades.name, source.samples.name):  # samples last: they say it is complete
         part = target.path / f".{name}.part"
         shutil.copyfile(source.path / name, part)
