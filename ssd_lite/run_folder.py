@@ -2,40 +2,23 @@
 
 from __future__ import annotations
 
-import hashlib
+import contextlib
 import json
 import os
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 from ssd_lite import __version__
 from ssd_lite.atomic import write_json, write_text
 from ssd_lite.errors import UserError
 from ssd_lite.recipe import Recipe
 from ssd_lite.recipe_file import differences, dump_recipe, load_recipe
+from ssd_lite.recipe_stages import STAGE_SECTIONS, Stage, settings_digest
 from ssd_lite.run_lock import run_lock
 
 FORMAT = 1
-Stage = Literal["sample", "curate", "train", "merge", "evaluate", "export", "report"]
-# A stage stands on its own section and on those of the stages before it; top-level keys that no stage result depends on
-# (name, description, threads) stand in none.
-STAGE_SECTIONS: dict[Stage, tuple[str, ...]] = {
-    "sample": ("model", "problems", "sample"),
-    "curate": ("model", "problems", "sample", "curate"),
-    "train": ("model", "problems", "sample", "curate", "train"),
-    "merge": ("model", "problems", "sample", "curate", "train", "merge"),
-    "evaluate": ("model", "problems", "sample", "curate", "train", "merge", "evaluate"),
-    "export": ("model", "problems", "sample", "curate", "train", "merge", "evaluate", "export"),
-    "report": ("model", "problems", "sample", "curate", "train", "merge", "evaluate", "export", "report"),
-}
-
-
-def stages_of(recipe: Recipe) -> tuple[Stage, ...]:
-    """The stages of a run in their order. GRPO draws its own completions, so it needs neither sample nor curate."""
-    skipped = () if recipe.train.grpo is None else ("sample", "curate")
-    return tuple(stage for stage in STAGE_SECTIONS if stage not in skipped)
 
 
 def make_out_folder(path: Path) -> None:
@@ -54,13 +37,13 @@ def claim_folder(path: Path, file: str, recipe: Recipe, kind: str) -> None:
         raise UserError(f"is there and is no {kind}.", where=str(path), next_step="Name an empty folder with --out.")
     try:
         path.mkdir(parents=True, exist_ok=True)
-        write_text(path / file, dump_recipe(recipe))
     except OSError as error:
         raise UserError(
             f"cannot be written: {error.strerror}.",
             where=str(path.absolute()),
             next_step="Name another folder with --out.",
         ) from error
+    write_text(path / file, dump_recipe(recipe))
 
 
 def refuse_changes(path: Path, changed: Sequence[str], kind: str) -> None:
@@ -198,13 +181,7 @@ class RunFolder:
 
     def settings_digest(self, stage: Stage) -> str:
         """Digest of every setting this stage's result stands on."""
-        settings = self.recipe.model_dump(mode="json", include=set(STAGE_SECTIONS[stage]))
-        if self.recipe.train.grpo is not None and "train" in settings:
-            settings["rewarded"] = self.recipe.evaluate.block  # which part of a completion GRPO's reward is for
-        asked = [self.recipe.sample.engine, *([self.recipe.evaluate.engine] if "evaluate" in settings else [])]
-        if "server" in asked:
-            settings["server"] = self.recipe.server.command  # its flags may choose other numbers for the weights
-        return hashlib.sha256(json.dumps(settings, sort_keys=True).encode()).hexdigest()
+        return settings_digest(self.recipe, stage)
 
     def done(self, stage: Stage) -> dict[str, Any] | None:
         """What the stage counted, or None if it is not done. Raises UserError if recipe.yaml was changed since."""
@@ -238,8 +215,8 @@ class RunFolder:
         return summary
 
     def log(self, line: str) -> None:
-        """Append one line, with the time, to log.txt."""
-        with open(self.log_file, "a", encoding="utf-8") as file:
+        """Append one line, with the time, to log.txt. A disk that refuses it does not stop the work, nor hide an error."""
+        with contextlib.suppress(OSError), open(self.log_file, "a", encoding="utf-8", errors="backslashreplace") as file:
             file.write(f"{_now()} [{os.getpid()}] {line}\n")
 
 

@@ -13,7 +13,8 @@ from test_pipeline import finished_run
 from ssd_lite.atomic import write_text
 from ssd_lite.errors import UserError
 from ssd_lite.recipe_file import dump_recipe, validate
-from ssd_lite.run_folder import RunFolder, Stage
+from ssd_lite.recipe_stages import Stage
+from ssd_lite.run_folder import RunFolder
 
 SET = "sums"
 QUESTIONS = 60

@@ -22,9 +22,9 @@ HEAVY = {
 MODULES = {".".join(path.relative_to(ROOT).with_suffix("").parts): path for path in FILES if path.name != "__init__.py"}
 MIDDLE = {"problems", "grading", "engines", "plan"}
 FOUNDATION = {
-    "records", "problem_tests", "recipe", "recipe_section", "recipe_measuring", "recipe_export", "recipe_file",
-    "recipe_server", "run_folder", "prompts", "errors", "atomic", "container", "heartbeat", "interrupt", "journal",
-    "progress", "run_lock", "span_file",
+    "atomic", "container", "errors", "heartbeat", "interrupt", "journal", "problem_tests", "progress", "prompts",
+    "recipe", "recipe_export", "recipe_file", "recipe_measuring", "recipe_section", "recipe_server",
+    "recipe_stages", "records", "run_folder", "run_lock", "span_file",
 }  # fmt: skip
 COMMANDS = {"cli", "command_line", "__main__"}
 MAX_FILE_LINES, MAX_FUNCTION_LINES = 250, 40

@@ -36,8 +36,9 @@ from ssd_lite.prompts import render
 from ssd_lite.recipe import Grpo, Model, Problems, Recipe, Train
 from ssd_lite.recipe_file import dump_recipe
 from ssd_lite.recipe_measuring import Evaluate
+from ssd_lite.recipe_stages import stages_of
 from ssd_lite.records import Problem, Prompt
-from ssd_lite.run_folder import RunFolder, stages_of
+from ssd_lite.run_folder import RunFolder
 from ssd_lite.stages import train_grpo as stage_file
 from ssd_lite.stages.pipeline import check_machine
 from ssd_lite.stages.report import report

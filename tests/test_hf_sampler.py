@@ -1,5 +1,7 @@
 """Batched HF sampling: padding, seeds, ends, and halving the batch when memory runs out."""
 
+import json
+import shutil
 from pathlib import Path
 
 import pytest
@@ -9,6 +11,7 @@ from tiny_model import save_tiny_model
 from ssd_lite.engines.sampling.hf_sampler import HfSampler
 from ssd_lite.engines.sampling.law import derived_seed
 from ssd_lite.engines.sampling.sampler import Request, SamplerOptions
+from ssd_lite.engines.scoring.hf_scorer import HfScorer
 from ssd_lite.errors import UserError
 from ssd_lite.records import Prompt, SamplingSettings
 
@@ -48,6 +51,43 @@ def test_the_samples_of_a_problem_differ_and_repeat_with_their_seed(folder):
     again, _ = sample(folder, 4, requests([5], n=6))
     assert {k: c.ids for k, c in first.items()} == {k: c.ids for k, c in again.items()}
     assert len({c.ids for c in first.values()}) > 1
+
+
+@pytest.mark.parametrize(
+    "own",
+    [
+        {"suppress_tokens": list(range(60, 200))},
+        {"bad_words_ids": [[token] for token in range(60, 200)]},
+        {"forced_eos_token_id": END},
+        {"exponential_decay_length_penalty": [2, 5.0]},
+        {"guidance_scale": 1.5},
+        {"min_new_tokens": 12},
+        {"max_time": 0.0001},
+        {"stop_strings": ["x"]},
+        {"top_k": 50, "temperature": 0.6, "repetition_penalty": 1.3, "do_sample": True},
+    ],
+    ids=lambda own: "-".join(own),
+)
+def test_the_models_own_generation_settings_do_not_bend_the_law(folder, tmp_path, own):
+    other = tmp_path / "m"
+    shutil.copytree(folder, other)
+    (other / "generation_config.json").write_text(json.dumps({"eos_token_id": END, **own}))
+    wanted = requests([4, 6], n=3)
+    plain, bent = (sample(place, 6, wanted)[0] for place in (folder, other))
+    assert {key: one.ids for key, one in plain.items()} == {key: one.ids for key, one in bent.items()}
+
+
+def test_a_card_that_cannot_hold_the_model_is_said(folder, monkeypatch):
+    from transformers import AutoModelForCausalLM
+
+    def full(*args, **kwargs):
+        raise torch.OutOfMemoryError("CUDA out of memory")
+
+    monkeypatch.setattr(AutoModelForCausalLM, "from_pretrained", full)
+    for load in (lambda: HfSampler(folder, SamplerOptions(1, 1, (END,), 0)), lambda: HfScorer(folder, 1)):
+        with pytest.raises(UserError, match="the card has no memory left for the model") as caught:
+            load()
+        assert caught.value.where == "model.name"
 
 
 def test_an_end_token_stands_last_and_only_where_the_model_stopped(folder):

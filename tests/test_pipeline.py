@@ -22,7 +22,8 @@ from ssd_lite.atomic import new_folder
 from ssd_lite.cli import main
 from ssd_lite.errors import MissingLibraryError, Stopped, UserError
 from ssd_lite.recipe_file import dump_recipe, load_recipe
-from ssd_lite.run_folder import STAGE_SECTIONS, RunFolder, Stage
+from ssd_lite.recipe_stages import STAGE_SECTIONS, Stage
+from ssd_lite.run_folder import RunFolder
 from ssd_lite.run_lock import environment_with_lock, run_lock
 from ssd_lite.stages import pipeline
 from ssd_lite.stages.child import Ended, run_command, stop_signals

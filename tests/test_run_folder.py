@@ -10,7 +10,8 @@ import pytest
 from ssd_lite.errors import UserError
 from ssd_lite.recipe import Recipe
 from ssd_lite.recipe_file import load_recipe
-from ssd_lite.run_folder import STAGE_SECTIONS, RunFolder
+from ssd_lite.recipe_stages import STAGE_SECTIONS, settings_digest
+from ssd_lite.run_folder import RunFolder
 from ssd_lite.run_lock import run_lock
 
 # `server` counts where an engine is one (tests/test_server_stages.py).
@@ -228,3 +229,41 @@ def test_a_moved_run_is_the_same_run(tmp_path: Path) -> None:
     run.finish("sample", {"samples": 3}, 1.0)
     run.path.rename(tmp_path / "b")
     assert RunFolder.create(tmp_path / "b", recipe()).done("sample") == {"samples": 3}
+
+
+@pytest.mark.parametrize(
+    ("settings", "same"),
+    [
+        (["sample.batch_size=3"], True),
+        (["evaluate.batch_size=3"], True),
+        (["train.per_device_train_batch_size=1", "train.gradient_accumulation_steps=8"], True),
+        (["train.save_steps=7", "train.gradient_checkpointing=false", "train.report_to=[trackio]"], True),
+        (["train.per_device_train_batch_size=16"], False),
+        (["train.gradient_accumulation_steps=16"], False),
+        (["train.max_grad_norm=0.5"], False),
+    ],
+)
+def test_how_a_stage_works_may_change_in_its_middle(tmp_path: Path, settings: list[str], same: bool) -> None:
+    """The advice where a card's memory was not enough can be followed in the same run."""
+    eight = ("train.per_device_train_batch_size=4", "train.gradient_accumulation_steps=2")
+    run = RunFolder.create(tmp_path / "a", recipe(*eight))
+    run.finish("sample", {"samples": 3}, 1.0)
+    run.start("train", run.metrics)
+    run.metrics.write_text("{}\n")
+    (run.path / "evaluations" / "base").mkdir(parents=True)
+    (run.path / "evaluations" / "base" / "samples.jsonl").write_text("{}\n")
+    if not same:
+        with pytest.raises(UserError, match="stage 'train' was started"):
+            RunFolder.create(tmp_path / "a", recipe(*eight, *settings))
+        return
+    other = RunFolder.create(tmp_path / "a", recipe(*eight, *settings))
+    other.start("train", run.metrics)
+    assert other.done("sample") == {"samples": 3}
+
+
+def test_the_completions_of_a_grpo_step_bind_as_they_are_cut(tmp_path: Path) -> None:
+    grpo = "train.grpo.num_generations=4"
+    cuts = (("train.per_device_train_batch_size=4", "train.gradient_accumulation_steps=2"),
+            ("train.per_device_train_batch_size=8", "train.gradient_accumulation_steps=1"))  # fmt: skip
+    one, other = (settings_digest(recipe(grpo, *cut), "train") for cut in cuts)
+    assert one != other

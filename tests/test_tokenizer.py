@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import shutil
+from datetime import datetime
 from pathlib import Path
 
 import pytest
@@ -80,13 +81,24 @@ def test_problems_are_rendered_one_by_one(ours) -> None:
     )
 
 
+def test_a_template_that_prints_the_date_prints_the_same_one_every_day(folder: Path) -> None:
+    """A run that was stopped before midnight goes on after it; a chat gets the day's own date."""
+    from ssd_lite.prompts import render
+
+    (folder / "chat_template.jinja").write_text("{{ strftime_now('%d %b %Y') }}: {{ messages[0].content }}")
+    tokenizer = ChatTokenizer.load(folder)
+    messages = ({"role": "user", "content": "Hello"},)
+    assert [prompt.text for prompt in render([Problem("p", messages)], tokenizer)] == ["26 Jul 2024: Hello"]
+    assert tokenizer.render(messages)[0] == f"{datetime.now():%d %b %Y}: Hello"
+
+
 def test_two_start_tokens_are_refused() -> None:
     from ssd_lite.prompts import render
 
     class Doubling:
         bos_id = 1
 
-        def render(self, messages: object) -> tuple[str, list[int]]:
+        def render(self, messages: object, **variables: object) -> tuple[str, list[int]]:
             return "<s><s>a", [1, 1, 5]
 
     with pytest.raises(UserError, match="two start tokens") as caught:

@@ -9,17 +9,20 @@ from typing import Any
 
 import pytest
 import torch
+from safetensors import SafetensorError
 from safetensors.torch import load_file
 from tiny_model import random_rows, save_tiny_model
+from transformers import TrainingArguments
 
 from ssd_lite import interrupt
 from ssd_lite.atomic import is_whole
 from ssd_lite.engines.sampling.targets import Targets
+from ssd_lite.engines.training import resumable_trainer
 from ssd_lite.engines.training.batching import TrainingRow
 from ssd_lite.engines.training.checkpoints import check_writable, newest_whole
 from ssd_lite.engines.training.peft_model import BaseModel
 from ssd_lite.engines.training.resumable_trainer import Schedule
-from ssd_lite.engines.training.trainer import TrainingFiles, train_model
+from ssd_lite.engines.training.trainer import TrainingFiles, take_one_card, train_model
 from ssd_lite.errors import Stopped, UserError
 from ssd_lite.journal import read_records
 from ssd_lite.recipe import Train
@@ -232,3 +235,76 @@ def test_schedule() -> None:
     assert shares[-1] == pytest.approx(0.2)
     assert all(a >= b for a, b in pairwise(shares[3:]))
     assert [Schedule.of(Train(), 1).share(0)] == [1.0]
+
+
+def test_a_step_may_be_cut_otherwise_after_a_stop(place: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Where a card's memory was not enough: smaller micro-batches, as many of them, the same steps."""
+    whole = go(place / "whole", small())
+    asked = iter([False, False, False, True])
+    monkeypatch.setattr("ssd_lite.engines.training.step_watch.stop_requested", lambda: next(asked, False))
+    with pytest.raises(Stopped):
+        go(place / "run", small())
+    went_on = go(place / "run", small(per_device_train_batch_size=1, gradient_accumulation_steps=4))
+    assert (went_on["steps"], went_on["tokens_trained"]) == (whole["steps"], whole["tokens_trained"])
+    ends = [load_file(place / name / "adapter" / "adapter_model.safetensors") for name in ("whole", "run")]
+    for name, tensor in ends[0].items():
+        torch.testing.assert_close(ends[1][name], tensor, rtol=1e-3, atol=1e-5)
+
+
+@pytest.mark.parametrize("cards", [1, 2, 4])
+def test_of_several_cards_one_is_used(tmp_path: Path, cards: int) -> None:
+    said: list[str] = []
+    arguments = TrainingArguments(output_dir=str(tmp_path), use_cpu=True, report_to="none")
+    assert arguments.n_gpu >= 0
+    arguments._n_gpu = cards
+    take_one_card(arguments, said.append)
+    assert arguments.n_gpu == 1
+    assert [f"the first of {cards} cards" in line for line in said] == [True] * (cards > 1)
+
+
+def test_a_half_written_checkpoint_costs_no_whole_one(place: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Killed while step 4 was saved, gone on with, and killed in the next save, at another step."""
+    sealed, broken = resumable_trainer.seal, {"checkpoint-4", "checkpoint-3"}
+
+    def seal(folder: Path) -> None:
+        if folder.name in broken:
+            raise KeyboardInterrupt
+        sealed(folder)
+
+    monkeypatch.setattr(resumable_trainer, "seal", seal)
+    with pytest.raises(KeyboardInterrupt):
+        go(place / "run", small())
+    monkeypatch.setattr("ssd_lite.engines.training.step_watch.CHECKPOINT_PERIOD_S", 0)
+    with pytest.raises(KeyboardInterrupt):
+        go(place / "run", small())
+    assert newest_whole(place / "run" / "checkpoints") == place / "run" / "checkpoints" / "checkpoint-2"
+    broken.clear()
+    monkeypatch.setattr("ssd_lite.engines.training.step_watch.CHECKPOINT_PERIOD_S", 600)
+    assert go(place / "run", small())["steps"] == 11
+    assert {path.name for path in (place / "run" / "checkpoints").iterdir()} == {"checkpoint-10", "checkpoint-11"}
+
+
+def test_a_full_disk_at_a_checkpoint_is_said(place: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The file of the weights, of the optimiser, and a file of ours; each has an error of another kind."""
+    for name, error in [
+        ("safetensors.torch.save_file", SafetensorError("I/O error: No space left on device")),
+        ("torch.save", RuntimeError("[enforce fail at inline_container.cc:659] . PytorchStreamWriter failed writing")),
+        ("ssd_lite.engines.training.resumable_trainer.seal", OSError(28, "No space left on device")),
+    ]:
+        with monkeypatch.context() as patch:
+            patch.setattr(name, raiser(error))
+            with pytest.raises(UserError, match="this checkpoint cannot be written") as caught:
+                go(place / "run", small())
+        assert "checkpoint-2" in caught.value.where
+    with monkeypatch.context() as patch:
+        patch.setattr("torch.save", raiser(RuntimeError("something else")))
+        with pytest.raises(RuntimeError, match="something else"):
+            go(place / "run", small())
+    assert go(place / "run", small())["steps"] == 11
+
+
+def raiser(error: Exception) -> Any:
+    def fail(*args: Any, **kwargs: Any) -> None:
+        raise error
+
+    return fail

@@ -18,8 +18,8 @@ def has_cuda() -> bool:
 
 
 @contextmanager
-def enough_card_memory(purpose: str, next_step: str) -> Iterator[None]:
-    """Turn a card's lack of memory while training into a UserError with the peak, in GiB, and what to lower."""
+def enough_card_memory(purpose: str, next_step: str, where: str = "train") -> Iterator[None]:
+    """Turn a card's lack of memory into a UserError with the peak, in GiB, and what to lower."""
     import torch
 
     try:
@@ -27,5 +27,5 @@ def enough_card_memory(purpose: str, next_step: str) -> Iterator[None]:
     except torch.OutOfMemoryError as error:
         peak_gib = torch.cuda.max_memory_allocated() / 2**30
         raise UserError(
-            f"the card has no memory left for {purpose} (peak {peak_gib:.1f} GiB).", where="train", next_step=next_step
+            f"the card has no memory left for {purpose} (peak {peak_gib:.1f} GiB).", where=where, next_step=next_step
         ) from error

@@ -6,7 +6,6 @@ from pathlib import Path
 from typing import Any, Literal
 
 from ssd_lite.atomic import write_json, write_text
-from ssd_lite.errors import UserError
 from ssd_lite.problems.named import load_problems
 from ssd_lite.recipe import Recipe
 from ssd_lite.run_folder import RunFolder
@@ -103,9 +102,6 @@ def _answering(recipe: Recipe, model: Weights) -> Answering:
 
 def _write(task: Task, report: dict[str, Any], folder: Path | None = None) -> dict[str, Any]:
     folder = folder or task.out
-    try:
-        write_json(folder / REPORT, report)
-        write_text(folder / PAGE, page_of(report))
-    except OSError as error:
-        raise UserError(f"cannot be written: {error.strerror}.", where=str(folder)) from error
+    write_json(folder / REPORT, report)
+    write_text(folder / PAGE, page_of(report))
     return report

@@ -17,7 +17,8 @@ from ssd_lite.interrupt import past_limit
 from ssd_lite.progress import duration
 from ssd_lite.recipe import Recipe
 from ssd_lite.recipe_file import differences
-from ssd_lite.run_folder import RunFolder, Stage, stages_of
+from ssd_lite.recipe_stages import Stage, stages_of
+from ssd_lite.run_folder import RunFolder
 from ssd_lite.run_lock import run_lock
 from ssd_lite.stages.child import Ended, run_command, stop_signals
 from ssd_lite.stages.plan_watch import PlanWatch

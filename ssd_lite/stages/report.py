@@ -6,7 +6,6 @@ import time
 from typing import Any
 
 from ssd_lite.atomic import write_text
-from ssd_lite.errors import UserError
 from ssd_lite.run_folder import RunFolder
 from ssd_lite.stages.pages.diagnosis_section import shows_diagnosis
 from ssd_lite.stages.pages.model_card import write_card
@@ -29,10 +28,7 @@ def report(run: RunFolder) -> dict[str, Any]:
     started = time.monotonic()
     findings = read_findings(run)
     page = render(run, findings)
-    try:
-        write_text(run.report, page)
-    except OSError as error:
-        raise UserError(f"cannot be written: {error.strerror}.", where=str(run.report)) from error
+    write_text(run.report, page)
     write_card(run, card_figures(findings), verdict_words(findings))
     summary = {"report": run.report.name, "verdict": str(findings.comparison["sentence"])}
     run.finish("report", summary, time.monotonic() - started)

@@ -15,7 +15,8 @@ from ssd_lite import heartbeat
 from ssd_lite.atomic import write_json
 from ssd_lite.recipe import Recipe
 from ssd_lite.recipe_file import validate
-from ssd_lite.run_folder import ArmFolder, RunFolder, Stage, stages_of
+from ssd_lite.recipe_stages import Stage, stages_of
+from ssd_lite.run_folder import ArmFolder, RunFolder
 from ssd_lite.run_lock import run_lock
 from ssd_lite.stages.answers import read_samples
 from ssd_lite.stages.child import stop_signals

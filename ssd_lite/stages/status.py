@@ -13,7 +13,8 @@ from ssd_lite import heartbeat
 from ssd_lite.atomic import is_whole, leftovers
 from ssd_lite.journal import decode_line
 from ssd_lite.progress import duration
-from ssd_lite.run_folder import RunFolder, Stage, stages_of
+from ssd_lite.recipe_stages import Stage, stages_of
+from ssd_lite.run_folder import RunFolder
 from ssd_lite.run_lock import LOCK_FILE
 
 

@@ -11,6 +11,7 @@ import numpy as np
 import torch
 from transformers import AutoModelForCausalLM, GenerationConfig, LogitsProcessor, LogitsProcessorList, StoppingCriteria
 
+from ssd_lite.engines.devices import enough_card_memory
 from ssd_lite.engines.sampling.law import Survivors, Uniforms, survivors, truncate
 from ssd_lite.engines.sampling.sampler import Completion, CountTokens, Engine, Request, SamplerOptions, check_lengths
 from ssd_lite.engines.sampling.targets import TargetsBuilder
@@ -28,8 +29,12 @@ class HfSampler:
         self._options = options
         self._device = "cuda" if torch.cuda.is_available() else "cpu"
         dtype = torch.bfloat16 if self._device == "cuda" else torch.float32
-        self._model = AutoModelForCausalLM.from_pretrained(model, dtype=dtype).to(self._device).eval()
-        self.context_length = int(self._model.config.max_position_embeddings)
+        with enough_card_memory("the model", "Take a smaller model, or one in fewer bits.", where="model.name"):
+            self._model = AutoModelForCausalLM.from_pretrained(model, dtype=dtype).to(self._device).eval()
+        # `generate` fills what a configuration leaves open from the model's own generation_config.json: penalties,
+        # forbidden words, a time limit.
+        self._model.generation_config = GenerationConfig()
+        self.context_length = int(self._model.config.get_text_config().max_position_embeddings)
         self._tuner = ThreadTuner(torch.set_num_threads, options.threads)
 
     def sample(
@@ -80,10 +85,7 @@ class HfSampler:
         )
 
     def _config(self, settings: SamplingSettings) -> Any:
-        """Greedy over the one token that `_Draw` leaves; every field that could bend the law is sent as off.
-
-        Without this, `generate` would merge the model's own generation_config.json (top_k 50, penalties).
-        """
+        """Greedy over the one token that `_Draw` leaves; the usual fields that bend a law are sent as off, too."""
         return GenerationConfig(
             do_sample=False,
             num_beams=1,

@@ -11,6 +11,7 @@ import torch
 from transformers import AutoModelForCausalLM, DynamicCache
 from transformers.utils import logging
 
+from ssd_lite.engines.devices import enough_card_memory
 from ssd_lite.engines.sampling.sampler import CountTokens
 from ssd_lite.engines.scoring.scorer import BLOCK_BYTES, T, Take, Text, check_context
 from ssd_lite.engines.threads import ThreadTuner
@@ -26,7 +27,8 @@ class HfScorer:
         self._device = "cuda" if torch.cuda.is_available() else "cpu"
         dtype = torch.bfloat16 if self._device == "cuda" else torch.float32
         logging.disable_progress_bar()
-        self._model = AutoModelForCausalLM.from_pretrained(model, dtype=dtype).to(self._device).eval()
+        with enough_card_memory("the model", "Take a smaller model.", where="model.name"):
+            self._model = AutoModelForCausalLM.from_pretrained(model, dtype=dtype).to(self._device).eval()
         # transformers 5.2x calls it `cache`, and will refuse the old name from 5.40.
         known = inspect.signature(self._model.forward).parameters
         self._cache_keyword = "cache" if "cache" in known else "past_key_values"

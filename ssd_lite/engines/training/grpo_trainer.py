@@ -13,6 +13,7 @@ import torch
 from datasets import Dataset
 from trl import GRPOConfig
 
+from ssd_lite.engines.devices import enough_card_memory
 from ssd_lite.engines.threads import ThreadTuner
 from ssd_lite.engines.training.batching import sample_order
 from ssd_lite.engines.training.checkpoints import check_writable, newest_whole, step_of
@@ -22,7 +23,14 @@ from ssd_lite.engines.training.resumable_trainer import Schedule
 from ssd_lite.engines.training.reward_trainer import Reward, RewardTrainer
 from ssd_lite.engines.training.step_log import StepLog
 from ssd_lite.engines.training.trackers import prepare_trackers
-from ssd_lite.engines.training.trainer import TrainingFiles, argument_values, check_adapter_place, publish, summarise
+from ssd_lite.engines.training.trainer import (
+    TrainingFiles,
+    argument_values,
+    check_adapter_place,
+    publish,
+    summarise,
+    take_one_card,
+)
 from ssd_lite.engines.training.weight_change import WeightChange
 from ssd_lite.errors import NothingToLearnError, Stopped, UserError
 from ssd_lite.progress import Progress
@@ -54,8 +62,10 @@ def train_grpo(
     check_writable(files.checkpoints)
     prepare_trackers(settings.report_to, files.metrics.parent)
     arguments = _arguments(files, settings, grpo)
+    take_one_card(arguments, files.say)
     order, steps = _order(len(prompts), settings, arguments.generation_batch_size // grpo.num_generations)
-    network: Any = build_model(folder, settings)
+    with enough_card_memory("the model", "Set train.method: qlora, or take a smaller model."):
+        network: Any = build_model(folder, settings)
     _check_lengths(prompts, settings.max_length, network.config.get_text_config(), grpo)
     change = WeightChange(network)
     tuner = None if torch.cuda.is_available() else ThreadTuner(torch.set_num_threads, threads)

@@ -53,16 +53,22 @@ class LossModel(nn.Module):
 
     @torch.no_grad()
     def check_head(self) -> None:
-        """Compare with the model's own logits on a few tokens; UserError where its head does more than we know."""
+        """Compare with the model's own logits on a few tokens; UserError where its head does more than we know.
+
+        In the number formats of training: a base in bfloat16 trains under autocast, without which a head in bfloat16
+        refuses what norms in float32 (of a 4-bit base) give it.
+        """
         causal, body, head = self._parts
         training = causal.training
         causal.eval()
+        mixed = head.weight.dtype == torch.bfloat16
         ids = (
             torch.arange(1, PROBE_TOKENS + 1, device=head.weight.device)[None]
             % causal.config.get_text_config().vocab_size
         )
-        hidden = body(input_ids=ids, use_cache=False).last_hidden_state[0]
-        own = causal(input_ids=ids, use_cache=False).logits[0].float().log_softmax(dim=-1)
+        with torch.autocast(head.weight.device.type, torch.bfloat16, enabled=mixed):
+            hidden = body(input_ids=ids, use_cache=False).last_hidden_state[0]
+            own = causal(input_ids=ids, use_cache=False).logits[0].float().log_softmax(dim=-1)
         every = torch.arange(own.shape[-1], device=own.device).expand_as(own)
         _, log_probs = target_loss(hidden, head.weight, head.bias, every, torch.zeros_like(own), self.law)
         causal.train(training)

@@ -11,7 +11,7 @@ import torch
 from transformers import Trainer
 
 from ssd_lite.atomic import fsync_folder, seal
-from ssd_lite.engines.training.checkpoints import open_mark
+from ssd_lite.engines.training.checkpoints import keep_newest, open_mark, written
 from ssd_lite.engines.training.peft_model import trainable
 from ssd_lite.recipe import Train
 
@@ -56,14 +56,17 @@ class ResumableTrainer(Trainer):  # type: ignore[misc]
         return self.lr_scheduler
 
     def _save_checkpoint(self, *args: Any, **kwargs: Any) -> None:
+        """Older ones go once the new one counts; the Trainer's own limit deletes them before, by file times."""
         folder = Path(self.args.output_dir) / f"checkpoint-{self.state.global_step}"
-        if self.is_world_process_zero():
-            open_mark(folder)
-        super()._save_checkpoint(*args, **kwargs)
-        self.accelerator.wait_for_everyone()
-        if self.is_world_process_zero():
-            seal(folder)
-            fsync_folder(folder.parent)
+        with written(folder):
+            if self.is_world_process_zero():
+                open_mark(folder)
+            super()._save_checkpoint(*args, **kwargs)
+            self.accelerator.wait_for_everyone()
+            if self.is_world_process_zero():
+                seal(folder)
+                fsync_folder(folder.parent)
+                keep_newest(folder.parent)
 
     def _save(self, output_dir: str | None = None, state_dict: Any = None) -> None:
         from safetensors.torch import save_file

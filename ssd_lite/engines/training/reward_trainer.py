@@ -68,6 +68,11 @@ class RewardTrainer(ResumableTrainer, GRPOTrainer):  # type: ignore[misc]
             warnings.simplefilter("ignore", FutureWarning)  # TRL asks transformers under older names
             self.train(resume_from_checkpoint=str(resume) if resume else None)
 
+    def _generate_single_turn(self, *args: Any, **kwargs: Any) -> Any:
+        """Under autocast as training is: TRL unwraps the model first, and a 4-bit base holds its norms in float32."""
+        with self.accelerator.autocast():
+            return super()._generate_single_turn(*args, **kwargs)
+
     def training_step(self, *args: Any, **kwargs: Any) -> Tensor:
         """Draw and grade where a step begins, then forward and backward of one micro-batch."""
         loss: Tensor = super().training_step(*args, **kwargs)

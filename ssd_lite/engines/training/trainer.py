@@ -30,6 +30,8 @@ from ssd_lite.errors import Stopped, UserError
 from ssd_lite.progress import Progress
 from ssd_lite.recipe import Train
 
+_LESS_MODEL = "Set train.method: qlora, or take a smaller model; `ssd-lite plan` says what fits."
+
 
 @dataclass(frozen=True)
 class TrainingFiles:
@@ -63,11 +65,13 @@ def train_model(
     check_adapter_place(files.adapter)
     check_writable(files.checkpoints)
     prepare_trackers(settings.report_to, files.metrics.parent)
-    model = LossModel(_build(engine, folder, settings))
+    with enough_card_memory("the model", _LESS_MODEL):
+        model = LossModel(_build(engine, folder, settings))
     change = WeightChange(model.network)
     tuner = None if torch.cuda.is_available() else ThreadTuner(torch.set_num_threads, threads)
     model.check_head()
     arguments = TrainingArguments(**argument_values(files, settings))
+    take_one_card(arguments, files.say)
     dataset, steps = _dataset(rows, settings, arguments.world_size)
     resume = newest_whole(files.checkpoints)
     if resume is not None:
@@ -77,7 +81,8 @@ def train_model(
     with Progress(steps, "steps", "training", start=start) as progress:
         kept = all(row.targets is not None for row in rows)
         watch = StepWatch(log, progress, change, tuner, temperature if kept else None)
-        trainer = SampleTrainer(model, arguments, dataset, Schedule.of(settings, steps), watch)
+        with enough_card_memory("the model", _LESS_MODEL):
+            trainer = SampleTrainer(model, arguments, dataset, Schedule.of(settings, steps), watch)
         _run(trainer, resume)
     if watch.stopped_at is not None:
         raise Stopped(f"Training stopped at step {watch.stopped_at} of {steps}.")
@@ -152,7 +157,6 @@ def argument_values(files: TrainingFiles, settings: Train) -> dict[str, Any]:
         "logging_nan_inf_filter": False,
         "save_strategy": "steps",
         "save_steps": settings.save_steps,
-        "save_total_limit": 2,
         "report_to": list(settings.report_to) or "none",
         "disable_tqdm": True,
         "log_level": "error",
@@ -160,6 +164,13 @@ def argument_values(files: TrainingFiles, settings: Train) -> dict[str, Any]:
         "dataloader_pin_memory": on_card,
         "ddp_find_unused_parameters": False,
     }
+
+
+def take_one_card(arguments: Any, say: Callable[[str], None]) -> None:
+    """Leave all cards of one process but the first alone, which the Trainer would otherwise split each batch over."""
+    if arguments.n_gpu > 1:
+        say(f"train: the first of {arguments.n_gpu} cards is used; accelerate launch takes all (docs/training.md)")
+        arguments._n_gpu = 1  # read by the Trainer as it wraps the model; there is no argument for it
 
 
 def _run(trainer: SampleTrainer, resume: Path | None) -> None:

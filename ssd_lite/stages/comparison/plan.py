@@ -14,8 +14,8 @@ from ssd_lite.grading.statistics import groups
 from ssd_lite.recipe import Grpo, Recipe
 from ssd_lite.recipe_file import override, validate
 from ssd_lite.recipe_section import Decoding
+from ssd_lite.recipe_stages import Stage
 from ssd_lite.records import Problem
-from ssd_lite.run_folder import Stage
 
 BASE = "base"
 # Sections in which a variant may differ; all arms are evaluated alike.

@@ -10,7 +10,8 @@ from typing import Any
 from ssd_lite import __version__
 from ssd_lite.recipe import Recipe
 from ssd_lite.recipe_file import dump_recipe
-from ssd_lite.run_folder import STAGE_SECTIONS, RunFolder, stages_of
+from ssd_lite.recipe_stages import STAGE_SECTIONS, stages_of
+from ssd_lite.run_folder import RunFolder
 from ssd_lite.stages.pages.html import block, paragraph, section, table, text
 from ssd_lite.stages.pages.words import duration, size
 from ssd_lite.stages.report_findings import ARMS, Findings

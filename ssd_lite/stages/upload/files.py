@@ -13,7 +13,8 @@ from typing import Literal
 from ssd_lite.atomic import DONE_FILE, is_whole
 from ssd_lite.errors import UserError
 from ssd_lite.recipe_file import dump_recipe
-from ssd_lite.run_folder import RunFolder, Stage, stages_of
+from ssd_lite.recipe_stages import Stage, stages_of
+from ssd_lite.run_folder import RunFolder
 from ssd_lite.stages.base_model import base_model
 from ssd_lite.stages.exports.later_exports import exported_files, later_matrices
 from ssd_lite.stages.exports.serving import GUIDE, served_files
