@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Annotated
-
-from pydantic import Field, model_validator
+from pydantic import model_validator
 
 from ssd_lite.recipe_section import NEEDS_IMATRIX, GgufType, Positive, Section
 
@@ -12,8 +10,9 @@ from ssd_lite.recipe_section import NEEDS_IMATRIX, GgufType, Positive, Section
 class Export(Section):
     """GGUF files of the merged model."""
 
-    types: Annotated[list[GgufType], Field(min_length=1)] = ["q8_0", "q4_k_m"]
-    """One file each, from the merged weights; quantised by llama.cpp."""
+    types: list[GgufType] = ["q8_0", "q4_k_m"]
+    """One file each, from the merged weights; quantised by llama.cpp. [] writes none, as for a model whose architecture
+    cannot be written as GGUF here."""
     imatrix: bool = False
     """Let an importance matrix of the training prompts and completions, computed by llama.cpp, guide all types below
     q8_0; those of 1 and 2 bits and iq3_xs, iq3_xxs need one."""

@@ -16,7 +16,7 @@ from safetensors.torch import load_file
 from tiny_model import save_tiny_model
 from tiny_models import save_tiny
 
-from ssd_lite.engines.training import grpo_trainer, peft_model, trainer
+from ssd_lite.engines.training import grpo_trainer, peft_model, sample_trainer, trainer
 
 
 def load_as_on_a_card(folder: Path, method: str) -> Any:
@@ -42,6 +42,7 @@ def method(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> s
     for module in (trainer, grpo_trainer):
         monkeypatch.setattr(module, "argument_values", lambda *given: {**values(*given), "bf16": True})
     monkeypatch.setattr(peft_model, "load_base", load_as_on_a_card)
+    monkeypatch.setattr(sample_trainer, "lacks_memory_late", lambda: True)
     return str(request.param)
 
 

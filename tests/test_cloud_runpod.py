@@ -14,6 +14,7 @@ import pytest
 from cloud_machine import CLOUD, Machine, RunPod, alive, ended, machine, runpod_api, until
 
 LAUNCHER = CLOUD / "runpod.py"
+pytestmark = pytest.mark.slow
 KEY = "user-key"
 
 

@@ -14,6 +14,7 @@ import pytest
 from cloud_machine import CLOUD, RSYNC, SSH, Machine, alive, ended, machine, modal_app, until
 
 SCRIPT = CLOUD / "ssh.sh"
+pytestmark = pytest.mark.slow
 
 
 @pytest.fixture

@@ -12,6 +12,7 @@ import pytest
 from cloud_machine import CLOUD, WANTED, Machine, ended, machine, until
 
 START = CLOUD / "start.sh"
+pytestmark = pytest.mark.slow
 
 
 @pytest.fixture

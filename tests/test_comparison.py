@@ -205,6 +205,7 @@ def rows_of(ssd: Sequence[Sequence[int]], base: Sequence[int], best: Sequence[in
         Row("null_arm", MATCHED, T6, [report(base) for _ in ssd]),
     ]
     cost = {"tokens_sampled": 10, "tokens_trained": 20, "seconds": 3.0, "rows": [79, 80], "steps": [10, 10]}
+    cost |= {"tokens_answered": 30, "seconds_answered": 4.0}
     controls = [row for row in found if row.model != "ssd"]
     return [numbers(row, controls, cost, 1) for row in found]
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 
 import pytest
@@ -48,6 +49,8 @@ def test_seconds_are_those_of_every_process_and_curating_counts(folder: Comparis
         "seconds": pytest.approx(2 * (300 + 20 + 900)),
         "rows": [79, 80],
         "steps": [9, 10],
+        "tokens_answered": 0,
+        "seconds_answered": 0.0,
     }
     # Shared samples cost each arm that uses them what they took.
     assert cost_of(folder, "rft", runs)["seconds"] == pytest.approx(2 * (300 + 50 + 400))
@@ -66,3 +69,18 @@ def test_a_stage_that_was_run_by_hand_has_its_own_seconds(folder: ComparisonFold
     for trained in runs:
         folder.run(trained).note("processes", {})
     assert cost_of(folder, "grpo", runs)["seconds"] == pytest.approx(200.0)
+
+
+def test_evaluations_count_with_the_search_for_a_decoding(folder: ComparisonFolder) -> None:
+    """Dev and test split, of every seed; what is not whole does not count."""
+    needed = ("per_problem", "pass_at_k", "problems", "grader", "engine", "gguf_type", "model_sha256", "n")
+    for number, model in enumerate(["base", "base", "ssd-0", "ssd-1", "rft-0"]):
+        place = folder.path / "arms" / f"{model}-{number}"
+        place.mkdir(parents=True)
+        report = {**dict.fromkeys(needed), "model": model, "tokens": 10**number, "seconds": number + 0.5}
+        (place / "report.json").write_text(json.dumps(report))
+    (folder.path / "arms" / "base-0" / "report.json").with_name("more").mkdir()
+    (place / "report.json").write_text("{")
+    found = {model: cost_of(folder, model, trained_runs(folder.recipe)) for model in ("base", "ssd", "rft")}
+    assert {model: cost["tokens_answered"] for model, cost in found.items()} == {"base": 11, "ssd": 1100, "rft": 0}
+    assert {model: cost["seconds_answered"] for model, cost in found.items()} == {"base": 2.0, "ssd": 6.0, "rft": 0.0}

@@ -17,11 +17,12 @@ from transformers import TrainingArguments
 from ssd_lite import interrupt
 from ssd_lite.atomic import is_whole
 from ssd_lite.engines.sampling.targets import Targets
-from ssd_lite.engines.training import resumable_trainer
+from ssd_lite.engines.training import resumable_trainer, sample_trainer
 from ssd_lite.engines.training.batching import TrainingRow
 from ssd_lite.engines.training.checkpoints import check_writable, newest_whole
 from ssd_lite.engines.training.peft_model import BaseModel
 from ssd_lite.engines.training.resumable_trainer import Schedule
+from ssd_lite.engines.training.sample_trainer import SampleTrainer
 from ssd_lite.engines.training.trainer import TrainingFiles, take_one_card, train_model
 from ssd_lite.errors import Stopped, UserError
 from ssd_lite.journal import read_records
@@ -308,3 +309,37 @@ def raiser(error: Exception) -> Any:
         raise error
 
     return fail
+
+
+def test_the_longest_micro_batch_is_tried_once_and_changes_nothing(
+    place: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """On a card a lack of memory shows in the second step, not hours later; dropout draws what it would have drawn."""
+    plain = go(place / "plain", small(lora_dropout=0.1))
+    tried: list[tuple[int, ...]] = []
+    real = SampleTrainer._try
+
+    def spy(trainer: SampleTrainer, index: int) -> None:
+        tried.append(tuple(trainer.train_dataset[index]["input_ids"].shape))
+        assert trainer.state.global_step == 1
+        real(trainer, index)
+
+    monkeypatch.setattr(SampleTrainer, "_try", spy)
+    monkeypatch.setattr(sample_trainer, "lacks_memory_late", lambda: True)
+    probed = go(place / "probed", small(lora_dropout=0.1))
+    rows = random_rows(22)
+    assert len(tried) == 1
+    assert tried[0][1] == max(len(row) for row in rows)
+    assert probed["final_loss"] == plain["final_loss"]
+    ends = [load_file(place / name / "adapter" / "adapter_model.safetensors") for name in ("plain", "probed")]
+    assert all(torch.equal(ends[0][name], ends[1][name]) for name in ends[0])
+
+
+def test_a_longest_micro_batch_that_lacks_memory_is_said_in_the_second_step(
+    place: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(sample_trainer, "lacks_memory_late", lambda: True)
+    monkeypatch.setattr(SampleTrainer, "_try", raiser(torch.OutOfMemoryError("CUDA out of memory")))
+    with pytest.raises(UserError, match="no memory left for training"):
+        go(place / "run", small())
+    assert len(read_records(place / "run" / "metrics.jsonl")) == 1

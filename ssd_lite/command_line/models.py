@@ -10,13 +10,13 @@ import click
 
 from ssd_lite.command_line.answers import Answer, answers_json, with_example
 from ssd_lite.command_line.model_options import thinking_option
+from ssd_lite.command_line.paths import PATH
 from ssd_lite.command_line.process import let_threads_sleep, opened_run, prepare_process
 from ssd_lite.errors import UserError
 
 if TYPE_CHECKING:
     from ssd_lite.run_folder import RunFolder
 
-PATH = click.Path(path_type=Path)
 AUTO = "auto"
 """Value of --imatrix without a file; stages/exports/importance.py knows it."""
 
@@ -133,6 +133,7 @@ def _files_text(done: dict[str, Any], folder: Path) -> str:
     from ssd_lite.stages.pages.gguf_section import check_lines
 
     rows = [f"export: {folder / file['path']}, {file['bytes'] / 1e6:.0f} MB" for file in done["files"]]
+    rows = rows or ["export: no file, as export.types asks for none"]
     beside = [f"export: {folder / done[key]}" for key in ("imatrix", "modelfile", "preset", "guide") if key in done]
     where = folder / Path(done["modelfile"]).parent
     served = [f"serve:  {done['server']}", f"serve:  from {where}"] if "server" in done else []

@@ -9,8 +9,10 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
+from ssd_lite.atomic import disk_errors
 from ssd_lite.command_line.answers import Answer, answers_json, with_example
 from ssd_lite.command_line.finite import POSITIVE
+from ssd_lite.command_line.paths import PATH
 from ssd_lite.command_line.process import opened_run
 
 if TYPE_CHECKING:
@@ -19,15 +21,13 @@ if TYPE_CHECKING:
     from ssd_lite.command_line.limits import Ending
     from ssd_lite.run_folder import RunFolder
 
-FOLDER = click.Path(path_type=Path)
-
 
 @click.command(epilog=with_example("ssd-lite run quickstart", "ssd-lite run quickstart --set train.max_steps=20"))
 @click.argument("recipe", metavar="RECIPE|FILE.yaml")
-@click.option("--out", type=FOLDER, metavar="DIR", help="Run folder; default runs/NAME below the current folder.")
+@click.option("--out", type=PATH, metavar="DIR", help="Run folder; default runs/NAME below the current folder.")
 @click.option("--set", "settings", multiple=True, metavar="a.b=c", help="Override one key of the recipe; repeatable.")
 @click.option("--unsafe-sandbox", is_flag=True, help="Grade programs with your rights: --set evaluate.sandbox=none.")
-@click.option("--strict", is_flag=True, help="Exit with 1, at the end, where the tuned model fell behind the base.")
+@click.option("--strict", is_flag=True, help="Exit with 1, at the end, where the tuned model fell behind the base or a GGUF never stops.")
 @click.option("--max-hours", type=POSITIVE, metavar="H", help="Stop cleanly after so many hours of this command.")
 @click.option("--max-cost", type=POSITIVE, metavar="C", help="The same in money; needs --price.")
 @click.option("--price", type=POSITIVE, metavar="P", help="What an hour of this machine costs; shown as money so far.")
@@ -54,7 +54,7 @@ def run(
 
     if unsafe_sandbox:
         settings = (*settings, "evaluate.sandbox=none")
-    with then(after, out or Path("runs") / Path(recipe).stem) as ending:
+    with then(after, out or Path("runs") / Path(recipe).stem) as ending, disk_errors(ending.folder):
         strict = options.pop("strict")
         set_limits(**options)
         answer = _run(recipe, out, settings, strict, as_json, ending)
@@ -67,6 +67,7 @@ def run(
 def _run(recipe: str, out: Path | None, settings: Sequence[str], strict: bool, as_json: bool, ending: Ending) -> Answer:
     from ssd_lite.recipe_file import load_recipe
     from ssd_lite.stages.evaluation.guard_verdict import failure
+    from ssd_lite.stages.exports.endless import failure as endless_failure
     from ssd_lite.stages.pipeline import prepare, run_all
 
     chosen = load_recipe(recipe, settings)
@@ -90,12 +91,12 @@ def _run(recipe: str, out: Path | None, settings: Sequence[str], strict: bool, a
         judged = summary["rounds"]["against_base"][which]
     first = "" if summary["ran"] else f"Everything is done: {folder.path}\n\n"
     text = f"{first}{summary['table']}{rounds}\n\nReport: {folder.report}\nChat:   ssd-lite chat {folder.path}"
-    failed = failure(judged, which) if strict else None
+    failed = (failure(judged, which) or endless_failure(summary["stages"]["export"])) if strict else None
     return Answer({**summary, "table": click.unstyle(summary["table"])}, text, failed)
 
 
 @click.command(epilog=with_example("ssd-lite sample runs/quickstart"))
-@click.argument("folder", metavar="DIR", type=FOLDER)
+@click.argument("folder", metavar="DIR", type=PATH)
 @answers_json
 def sample(folder: Path, as_json: bool) -> Answer:
     """Let the base model answer the training prompts.
@@ -113,7 +114,7 @@ def sample(folder: Path, as_json: bool) -> Answer:
 
 
 @click.command(epilog=with_example("ssd-lite curate runs/quickstart --show 3"))
-@click.argument("folder", metavar="DIR", type=FOLDER)
+@click.argument("folder", metavar="DIR", type=PATH)
 @click.option("--show", "count", type=click.IntRange(min=1), metavar="N", help="Print N rows token by token.")
 @answers_json
 def curate(folder: Path, count: int | None, as_json: bool) -> Answer:
@@ -137,7 +138,7 @@ def curate(folder: Path, count: int | None, as_json: bool) -> Answer:
 
 
 @click.command(epilog=with_example("ssd-lite train runs/quickstart"))
-@click.argument("folder", metavar="DIR", type=FOLDER)
+@click.argument("folder", metavar="DIR", type=PATH)
 @answers_json
 def train(folder: Path, as_json: bool) -> Answer:
     """Train on the chosen samples.
@@ -156,7 +157,7 @@ def train(folder: Path, as_json: bool) -> Answer:
 
 
 @click.command(epilog=with_example("ssd-lite merge runs/quickstart"))
-@click.argument("folder", metavar="DIR", type=FOLDER)
+@click.argument("folder", metavar="DIR", type=PATH)
 @answers_json
 def merge(folder: Path, as_json: bool) -> Answer:
     """Merge base and adapter into DIR/merged.
@@ -175,7 +176,7 @@ def merge(folder: Path, as_json: bool) -> Answer:
 
 
 @click.command(epilog=with_example("ssd-lite report runs/quickstart"))
-@click.argument("folder", metavar="DIR", type=FOLDER)
+@click.argument("folder", metavar="DIR", type=PATH)
 @answers_json
 def report(folder: Path, as_json: bool) -> Answer:
     """Write DIR/report.html and the model card."""
@@ -185,7 +186,7 @@ def report(folder: Path, as_json: bool) -> Answer:
 
 
 @click.command(epilog=with_example("ssd-lite status runs/quickstart"))
-@click.argument("folder", metavar="DIR", type=FOLDER)
+@click.argument("folder", metavar="DIR", type=PATH)
 @answers_json
 def status(folder: Path, as_json: bool) -> Answer:
     """Say how far a run is.

@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from ssd_lite.errors import UserError
+from ssd_lite.recipe import Recipe
 from ssd_lite.run_folder import RunFolder
 
 if TYPE_CHECKING:
@@ -17,6 +18,24 @@ def base_model(run: RunFolder) -> ModelSource:
     Raises UserError if the weights under that name are others now.
     """
     return _held_to(run, "model", run.recipe.model.name, run.recipe.model.revision, "model.name")
+
+
+def check_gguf(recipe: Recipe, source: ModelSource) -> None:
+    """Raise UserError where the recipe asks for GGUFs, hours later, of a model that cannot be written as one."""
+    if source.gguf or not (recipe.export.types or recipe.evaluate.gguf):
+        return
+    from ssd_lite.engines.gguf.model import GgufModel
+    from ssd_lite.engines.model_source import hf_folder
+    from ssd_lite.engines.weights.model_folder import ModelFolder
+
+    try:
+        GgufModel(ModelFolder(hf_folder(source)))
+    except UserError as error:
+        raise UserError(
+            f"the run would end without its GGUF files: {error.what}",
+            where="export.types",
+            next_step=f"Set export.types: [] (and evaluate.gguf: []) to go on without. {error.next_step}",
+        ) from error
 
 
 def teacher_model(run: RunFolder) -> ModelSource | None:

@@ -45,6 +45,10 @@ def export(run: RunFolder) -> dict[str, Any]:
         _serve_what_is_there(run)
         return done
     started, recipe = time.monotonic(), run.recipe
+    if not recipe.export.types:
+        none: dict[str, Any] = {"files": [], "checks": {}}
+        run.finish("export", none, 0.0)
+        return none
     importance = run_importance(run) if recipe.export.imatrix else None
     summary = _export_run(run, recipe.export.types, run.gguf, importance, recipe.export.check)
     # Paths in the manifest are those inside the run, which may be moved.
@@ -69,7 +73,7 @@ def export_more(
 
     `imatrix` is "auto" for the training rows, or a file as in `export_folder`.
     """
-    chosen = known_types(types) if types is not None else list(run.recipe.export.types)
+    chosen = known_types(run.recipe.export.types if types is None else types)
     importance = None
     if imatrix == AUTO or (imatrix is None and run.recipe.export.imatrix):
         importance = run_importance(run)

@@ -21,7 +21,7 @@ from ssd_lite.prompts import render
 from ssd_lite.records import Problem, Prompt
 from ssd_lite.run_folder import RunFolder
 from ssd_lite.stages.answers import take
-from ssd_lite.stages.base_model import base_model
+from ssd_lite.stages.base_model import base_model, check_gguf
 from ssd_lite.stages.evaluation.guard import guard_problems
 from ssd_lite.stages.grade import check_golden
 from ssd_lite.stages.nothing_left import note_nothing
@@ -105,6 +105,7 @@ def _train(run: RunFolder, problems: Sequence[Problem], reward: PassReward) -> d
     from ssd_lite.engines.training.trainer import TrainingFiles
 
     source = base_model(run)
+    check_gguf(run.recipe, source)
     folder = hf_folder(source)
     prompts = render(problems, ChatTokenizer.load(folder, run.recipe.model.enable_thinking))
     reward.note_prompts(prompts)

@@ -138,6 +138,13 @@ class MicroBatches(Dataset[dict[str, Tensor]]):
     def __len__(self) -> int:
         return len(self._plan)
 
+    def longest(self) -> int:
+        """Index of the micro-batch that takes the most memory: rows times the longest of them."""
+        return max(range(len(self)), key=lambda index: self._padded(self._plan[index]))
+
+    def _padded(self, batch: MicroBatch) -> int:
+        return len(batch.rows) * max((len(self._rows[row]) for row in batch.rows), default=0)
+
     def __getitem__(self, index: int) -> dict[str, Tensor]:
         part = self._plan[index]
         return collate([self._rows[row] for row in part.rows], part.step_tokens)

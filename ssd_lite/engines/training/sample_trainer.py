@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import os
 import time
 from typing import Any
 
+import torch
 from torch import Tensor
 from torch.utils.data import DataLoader
 from transformers import PrinterCallback
@@ -24,6 +26,7 @@ class SampleTrainer(ResumableTrainer):
         self, model: LossModel, arguments: Any, dataset: MicroBatches, schedule: Schedule, watch: StepWatch
     ) -> None:
         self.schedule, self._watch = schedule, watch
+        self._longest = dataset.longest() if lacks_memory_late() else None
         super().__init__(model=model, args=arguments, train_dataset=dataset, callbacks=[watch])
         self.remove_callback(PrinterCallback)
         watch.accelerator = self.accelerator
@@ -55,10 +58,25 @@ class SampleTrainer(ResumableTrainer):
 
     def training_step(self, *args: Any, **kwargs: Any) -> Tensor:
         """Forward and backward of one micro-batch."""
+        if self._longest is not None and self.optimizer.state:  # from the second step on: all memory is taken now
+            self._try(self._longest)
+            self._longest = None
         result: Tensor = super().training_step(*args, **kwargs)
         loss, inputs, log_probs, started = self._pending
         self._watch.add(loss.item(), inputs, log_probs, time.monotonic() - started)
         return result
+
+    def _try(self, index: int) -> None:
+        """Forward and backward of a micro-batch for nothing: what would lack memory hours later lacks it now.
+
+        Called where a step begins, so no gradient is lost, and the random numbers of training stay as they were.
+        """
+        inputs = self._prepare_inputs(self.train_dataset[index])
+        with torch.random.fork_rng():
+            with self.compute_loss_context_manager():
+                loss = self.model(**{name: value for name, value in inputs.items() if name not in _NOT_FOR_THE_MODEL})
+            self.accelerator.backward(loss["loss"])
+        self.model.zero_grad(set_to_none=True)
 
     def log(self, logs: dict[str, float], *args: Any, **kwargs: Any) -> None:
         """Put the step into metrics.jsonl, then tell the trackers."""
@@ -69,3 +87,8 @@ class SampleTrainer(ResumableTrainer):
             )
             logs = {name: value for name, value in record.items() if name != "step"}
         super().log(logs, *args, **kwargs)
+
+
+def lacks_memory_late() -> bool:
+    """True where a longer micro-batch than those before can lack memory: on a card, in one process."""
+    return torch.cuda.is_available() and int(os.environ.get("WORLD_SIZE", "1")) == 1

@@ -19,6 +19,13 @@ from ssd_lite.stages.checkup.cards import Cards
 from ssd_lite.stages.checkup.finding import Finding, gib, needed
 from ssd_lite.stages.recipe_needs import Need, needs, server_program
 
+# What brings the program that server.command starts.
+_SERVERS = {
+    "uvx": "pip install uv  # it fetches vLLM into an environment of its own",
+    "uv": "pip install uv",
+    "vllm": "uv tool install vllm  # in an environment of its own: it pins a torch of its own (docs/server.md)",
+}
+
 
 def with_needs(findings: Iterable[Finding], recipe: Recipe, has_card: bool) -> list[Finding]:
     """The findings, where what is absent and cannot be done without stops the run; and what else the recipe needs."""
@@ -35,7 +42,8 @@ def _server(recipe: Recipe) -> list[Finding]:
         return []
     path = shutil.which(program)
     if path is None:
-        return [Finding("server", "fail", f"there is no program {program!r}", "pip install vllm  # docs/server.md")]
+        advice = _SERVERS.get(Path(program).name, "look into docs/server.md")
+        return [Finding("server", "fail", f"there is no program {program!r}", advice)]
     return [Finding("server", "ok", f"{path} is there; whether it starts was not tried")]
 
 

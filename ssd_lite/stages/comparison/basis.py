@@ -144,13 +144,14 @@ def _words(note: Note) -> dict[str, str]:
 
 def report_changes(note: Note, report: Mapping[str, Any]) -> list[str]:
     """What an arm's report was made with other than the note says; a set that is not noted is not looked at."""
-    about = note["sets"].get(report["problems"].get("split") or report["problems"]["name"])
+    key = report["problems"].get("split") or _noted_as(note, report["problems"]["name"])
+    about = note["sets"].get(key)
     if about is None:
         return []
     ids = [row["problem_id"] for row in report["per_problem"]]
     made = {
         "sets": {
-            report["problems"].get("split", about["name"]): {
+            key: {
                 "name": about["name"],
                 "sha256": report["problems"]["sha256"],
                 "count": len(ids),
@@ -164,6 +165,11 @@ def report_changes(note: Note, report: Mapping[str, Any]) -> list[str]:
     if report["model"] == "base":
         made["models"] = {"model": {"weights_sha256": report["model_sha256"]}}
     return changes(made, note)
+
+
+def _noted_as(note: Note, name: str) -> str | None:
+    """The recipe's name of a further set that reports call `name`: that of LiveCodeBench shows its whole window."""
+    return next((key for key, about in note["sets"].items() if key not in SPLITS and about["name"] == name), None)
 
 
 def run_changes(note: Note, run: RunFolder) -> list[str]:
@@ -180,7 +186,7 @@ def run_changes(note: Note, run: RunFolder) -> list[str]:
         made["sampling_engine"] = sampled["engine"]
     found = sampled.get("problems") or stages.get("train", {}).get("summary", {}).get("problems")
     if found:
-        made["training_sets"] = {found["name"]: found["sha256"]}
+        made["training_sets"] = {run.recipe.problems.train: found["sha256"]}
     return changes(made, note)
 
 

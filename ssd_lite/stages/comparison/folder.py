@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -80,13 +80,21 @@ class ComparisonFolder:
         whole = comparison_basis.merged(noted, now)
         if whole == noted:
             return
-        for file in sorted((self.path / "arms").glob("*/report.json")):
-            report = _read_report(file)
-            if report is not None:
-                comparison_basis.refuse(file.parent, comparison_basis.report_changes(whole, report))
+        for file, report in self._reports():
+            comparison_basis.refuse(file.parent, comparison_basis.report_changes(whole, report))
         for run in self._runs_there():
             comparison_basis.refuse(run.path, comparison_basis.run_changes(whole, run))
         comparison_basis.write(self.path, whole)
+
+    def reports(self) -> list[dict[str, Any]]:
+        """The reports of all arms that were evaluated, on every split and set."""
+        return [report for _, report in self._reports()]
+
+    def _reports(self) -> Iterator[tuple[Path, dict[str, Any]]]:
+        for file in sorted((self.path / "arms").glob("*/report.json")):
+            report = _read_report(file)
+            if report is not None:
+                yield file, report
 
     def models_there(self) -> dict[str, Any]:
         """The models as the first run noted them: a comparison of an older version stays at the same Hub commits."""

@@ -128,29 +128,34 @@ def _tried(result: Mapping[str, Any]) -> str:
 
 
 def _cost(rows: Rows) -> str:
-    seen = {row["model"]: row for row in rows if row["model"] != "base"}
+    seen = {row["model"]: row for row in rows}
     body = [
         [
             name_of(model),
             _by_seed(row["rows"]),
             _by_seed(row["steps"]),
-            f"{row['tokens_sampled']:,}",
-            f"{row['tokens_trained']:,}",
-            duration(row["seconds"]),
+            *(
+                [f"{row['tokens_sampled']:,}", f"{row['tokens_trained']:,}", duration(row["seconds"])]
+                if row["rows"]
+                else 3 * ["–"]
+            ),
+            f"{row['tokens_answered']:,}",
+            duration(row["seconds_answered"]),
         ]
         for model, row in seen.items()
     ]
     note = (
         "Rows and optimiser steps seed by seed (of GRPO its completions), the rest summed over the seeds. Samples that "
-        "arms share count for each of them. The time is that of every process. The base costs nothing."
+        "arms share count for each of them. Training time is that of every process that sampled, curated or trained; "
+        "evaluation has all splits and sets, the search for a decoding included."
     )
-    head = ["arm", "rows", "steps", "tokens sampled", "tokens read in training", "time"]
-    caption = "Sampling, curating and training."
+    head = ["arm", "rows", "steps", "tokens sampled", "tokens read in training", "time", "tokens answered", "time"]
+    caption = "Sampling, curating and training; then evaluation."
     return section("What each arm learnt from and cost", paragraph(note), table(head, body, caption=caption))
 
 
 def _by_seed(counts: Sequence[int | None]) -> str:
-    return ", ".join("–" if count is None else f"{count:,}" for count in counts)
+    return ", ".join("–" if count is None else f"{count:,}" for count in counts) or "–"
 
 
 def _sets(result: Mapping[str, Any]) -> str:

@@ -83,6 +83,12 @@ def refuse_what_is_not_there(run: RunFolder, what: str) -> None:
             _refuse_broken(run.merged)
             _refuse_other_weights(run.merged, str(summary["weights_sha256"]))
         case "gguf":
+            if not exported_files(run):
+                raise UserError(
+                    "the run has no GGUF (export.types).",
+                    where="--what gguf",
+                    next_step=f"Type: ssd-lite export {run.path} --to q4_k_m",
+                )
             for file in summary["files"]:
                 _refuse_missing(run, run.path / file["path"], stage, file["bytes"])
             _refuse_unknown(run)
