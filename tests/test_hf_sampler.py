@@ -77,6 +77,38 @@ def test_the_models_own_generation_settings_do_not_bend_the_law(folder, tmp_path
     assert {key: one.ids for key, one in plain.items()} == {key: one.ids for key, one in bent.items()}
 
 
+def test_a_model_that_padding_confuses_is_sampled_one_by_one(folder, monkeypatch, capsys):
+    """Such as one whose code counts positions from the padding on; one that is right is not slowed down."""
+    wanted = requests([3, 9, 20, 6])
+    alone, _ = sample(folder, 1, wanted)
+    sizes = []
+    real = HfSampler._generate
+    monkeypatch.setattr(
+        HfSampler, "_generate", lambda self, batch, *rest: (sizes.append(len(batch)), real(self, batch, *rest))
+    )
+    sample(folder, 8, wanted)
+    assert (sizes, "padding" in capsys.readouterr().err) == ([8], False)
+    load = HfSampler.__init__
+
+    def deaf(self, *given):
+        load(self, *given)
+        forward = self._model.forward
+
+        def without_mask(*args, **kwargs):
+            kwargs.pop("attention_mask", None)
+            kwargs.pop("position_ids", None)
+            return forward(*args, **kwargs)
+
+        self._model.forward = without_mask
+
+    monkeypatch.setattr(HfSampler, "__init__", deaf)
+    sizes.clear()
+    confused, _ = sample(folder, 8, wanted)
+    assert sizes == [1] * 8
+    assert "depends on the padding before a prompt" in capsys.readouterr().err
+    assert {key: one.ids for key, one in confused.items()} == {key: one.ids for key, one in alone.items()}
+
+
 def test_a_card_that_cannot_hold_the_model_is_said(folder, monkeypatch):
     from transformers import AutoModelForCausalLM
 

@@ -17,7 +17,12 @@ from ssd_lite.engines.sampling.sampler import Completion, CountTokens, Engine, R
 from ssd_lite.engines.sampling.targets import TargetsBuilder
 from ssd_lite.engines.threads import ThreadTuner
 from ssd_lite.errors import Stopped, UserError
+from ssd_lite.progress import tell
 from ssd_lite.records import SamplingSettings
+
+
+PADDING_DISTANCE = {torch.float32: 0.01, torch.bfloat16: 0.1}
+"""Total variation of a law that rounding may make, since another shape of a batch is another rounding."""
 
 
 class HfSampler:
@@ -43,7 +48,7 @@ class HfSampler:
         """Answer each request once, the longest prompts first, so that lack of memory shows at once."""
         check_lengths(requests, settings, self.context_length)
         waiting = sorted(requests, key=lambda request: -len(request.prompt.ids))
-        batch_size = self._options.batch_size
+        batch_size = self._batch_size(waiting)
         while waiting:
             batch = waiting[:batch_size]
             draw = _Draw(batch, settings, self._options, count_tokens, self._tuner)
@@ -68,21 +73,63 @@ class HfSampler:
             waiting = waiting[len(batch) :]
             yield from draw.completions()
 
+    def _batch_size(self, longest_first: Sequence[Request]) -> int:
+        """That of the options; 1, with a warning, for a model that answers otherwise where padding stands before.
+
+        Wrong masks or positions under left padding are a frequent bug of model code, and give worse samples silently.
+        """
+        wanted = self._options.batch_size
+        if not longest_first or wanted == 1 or len(longest_first[0].prompt.ids) == len(longest_first[-1].prompt.ids):
+            return wanted
+        short = longest_first[-1]
+        try:
+            padded, alone = self._first_law([longest_first[0], short])[1], self._first_law([short])[0]
+        except torch.cuda.OutOfMemoryError:
+            torch.cuda.empty_cache()
+            return wanted  # the batches are halved until they fit
+        distance = 0.5 * float((padded - alone).abs().sum())
+        if distance <= PADDING_DISTANCE[self._model.dtype]:
+            return wanted
+        tell(
+            f"Warning: this model's next token depends on the padding before a prompt (total variation {distance:.2f}), "
+            "so each completion is drawn alone, which is slow. An update of transformers may mend it.\n"
+        )
+        return 1
+
+    @torch.inference_mode()
+    def _first_law(self, batch: Sequence[Request]) -> Any:
+        """Probabilities [rows, vocabulary] of the first token of each, at T = 1, through `generate` as samples are."""
+        ids, mask = self._padded(batch)
+        config = GenerationConfig(
+            do_sample=False,
+            max_new_tokens=1,
+            pad_token_id=self._options.pad_id,
+            output_logits=True,
+            return_dict_in_generate=True,
+        )
+        found = self._model.generate(input_ids=ids, attention_mask=mask, generation_config=config)
+        return found.logits[0].float().softmax(dim=-1)
+
     @torch.inference_mode()
     def _generate(self, batch: Sequence[Request], settings: SamplingSettings, draw: _Draw) -> None:
+        ids, mask = self._padded(batch)
+        self._model.generate(
+            input_ids=ids,
+            attention_mask=mask,
+            generation_config=self._config(settings),
+            logits_processor=LogitsProcessorList([draw]),
+            stopping_criteria=[draw.all_ended],
+        )
+
+    def _padded(self, batch: Sequence[Request]) -> tuple[Any, Any]:
+        """Prompts and attention mask [rows, width] on the device, padded on the left."""
         width = max(len(request.prompt.ids) for request in batch)
         ids = torch.full((len(batch), width), self._options.pad_id)
         mask = torch.zeros_like(ids)
         for row, request in enumerate(batch):
             ids[row, width - len(request.prompt.ids) :] = torch.tensor(request.prompt.ids)
             mask[row, width - len(request.prompt.ids) :] = 1
-        self._model.generate(
-            input_ids=ids.to(self._device),
-            attention_mask=mask.to(self._device),
-            generation_config=self._config(settings),
-            logits_processor=LogitsProcessorList([draw]),
-            stopping_criteria=[draw.all_ended],
-        )
+        return ids.to(self._device), mask.to(self._device)
 
     def _config(self, settings: SamplingSettings) -> Any:
         """Greedy over the one token that `_Draw` leaves; the usual fields that bend a law are sent as off, too."""
