@@ -66,6 +66,11 @@ def test_process_that_fails_says_why(tmp_path: Path) -> None:
     assert "the kernel does not compile" in found[0].found
 
 
-def test_proof_that_hangs_is_ended(tmp_path: Path) -> None:
+def test_proof_that_hangs_is_ended_and_leaves_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    temporary = tmp_path / "tmp"
+    temporary.mkdir()
+    monkeypatch.setattr("tempfile.tempdir", str(temporary))
+    monkeypatch.setenv("TMPDIR", str(temporary))
     found = proof_findings(lambda line: None, 2, launcher(tmp_path, "hang"))
+    assert not list(temporary.iterdir())
     assert [(one.name, one.found) for one in found] == [("unsloth proof", "did not end within 2 s")]

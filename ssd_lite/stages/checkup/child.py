@@ -8,9 +8,10 @@ import os
 import signal
 import subprocess
 import sys
+import tempfile
 import threading
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -35,7 +36,10 @@ def probe(
     name: str, limit_s: float = DEFAULT_LIMIT_S, stop: threading.Event | None = None, words: Sequence[str] = ()
 ) -> Probed:
     """Run a check of `doctor_probe`, told `words`, and wait `limit_s` seconds at most, or until `stop` is set."""
-    code, out, err = run_limited([sys.executable, "-m", "ssd_lite.stages.checkup.probe", name, *words], limit_s, stop)
+    command = [sys.executable, "-m", "ssd_lite.stages.checkup.probe", name, *words]
+    # Its temporary files are ours: it may be killed, and then cleans nothing.
+    with tempfile.TemporaryDirectory(prefix="ssd-lite-doctor-", ignore_cleanup_errors=True) as place:
+        code, out, err = run_limited(command, limit_s, stop, {"TMPDIR": place})
     if code is None:
         return Probed(None, f"did not answer within {limit_s:.0f} s")
     if code < 0:
@@ -49,15 +53,28 @@ def probe(
     return Probed(said)
 
 
-def run_limited(command: list[str], limit_s: float, stop: threading.Event | None = None) -> tuple[int | None, str, str]:
+def run_limited(
+    command: list[str],
+    limit_s: float,
+    stop: threading.Event | None = None,
+    environment: Mapping[str, str] | None = None,
+    limit_s: float,
+    stop: threading.Event | None = None,
+    environment: Mapping[str, str] | None = None,
+) -> tuple[int | None, str, str]:
     """Exit code (negative: signal; None: took too long and was killed), stdout and stderr of a command.
 
     127 where there is no such command. It and what it started are in a process group of their own, which is killed at
-    the limit, where `stop` is set and where we are interrupted.
+    the limit, where `stop` is set and where we are interrupted. `environment` is added to ours.
     """
     try:
         child = subprocess.Popen(
-            command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, stdin=subprocess.DEVNULL, start_new_session=True
+            command,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            stdin=subprocess.DEVNULL,
+            start_new_session=True,
+            env={**os.environ, **(environment or {})},
         )
     except OSError as error:
         return 127, "", f"{error.strerror}"

@@ -5,8 +5,10 @@ from __future__ import annotations
 from collections.abc import Mapping
 from pathlib import Path
 
+from ssd_lite.errors import UserError
 from ssd_lite.stages.checkup.child import Probed
 from ssd_lite.stages.checkup.finding import Finding
+from ssd_lite.user_path import user_path
 
 # What huggingface_hub takes for true.
 _TRUE = {"1", "ON", "YES", "TRUE"}
@@ -21,14 +23,14 @@ def offline(environment: Mapping[str, str]) -> bool:
 def hub_home(environment: Mapping[str, str]) -> Path:
     """The folder of huggingface_hub: `$HF_HOME`, else `$XDG_CACHE_HOME/huggingface`, else `~/.cache/huggingface`."""
     if environment.get("HF_HOME"):
-        return Path(environment["HF_HOME"]).expanduser()
-    return Path(environment.get("XDG_CACHE_HOME") or Path.home() / ".cache").expanduser() / "huggingface"
+        return user_path(environment["HF_HOME"], "HF_HOME")
+    return user_path(environment.get("XDG_CACHE_HOME") or "~/.cache", "XDG_CACHE_HOME") / "huggingface"
 
 
 def hub_cache(environment: Mapping[str, str]) -> Path:
     """Where models from the Hub are kept."""
     named = environment.get("HF_HUB_CACHE") or environment.get("HUGGINGFACE_HUB_CACHE")
-    return Path(named).expanduser() if named else hub_home(environment) / "hub"
+    return user_path(named, "HF_HUB_CACHE") if named else hub_home(environment) / "hub"
 
 
 def token_finding(environment: Mapping[str, str]) -> Finding:
@@ -36,13 +38,13 @@ def token_finding(environment: Mapping[str, str]) -> Finding:
     for name in ("HF_TOKEN", "HUGGING_FACE_HUB_TOKEN"):
         if environment.get(name, "").strip():
             return _form(environment[name], f"in {name}")
-    file = Path(environment.get("HF_TOKEN_PATH") or hub_home(environment) / "token").expanduser()
+    place = environment.get("HF_TOKEN_PATH") or hub_home(environment) / "token"
     try:
-        text = file.read_text(encoding="utf-8", errors="replace")
-    except OSError:
+        text = user_path(place, "HF_TOKEN_PATH").read_text(encoding="utf-8", errors="replace")
+    except (OSError, UserError):
         text = ""
     if text.strip():
-        return _form(text, f"in {file}")
+        return _form(text, f"in {place}")
     return Finding("hub token", "absent", "none; needed for gated and private models and for push", _LOGIN)
 
 

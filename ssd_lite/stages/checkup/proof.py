@@ -27,9 +27,16 @@ _PEFT = "ssd-lite run … --set train.engine=peft  # and report the line above"
 
 def proof_findings(tell: Callable[[str], None], limit_s: float = LIMIT_S, launch: Sequence[str] = ()) -> list[Finding]:
     """Run the cases in processes of their own; `tell` gets a line as each ends. `launch` as `prove` takes it."""
+    with tempfile.TemporaryDirectory(prefix="ssd-lite-proof-", ignore_cleanup_errors=True) as place:
+        return _findings(tell, limit_s, launch, place)
+
+
+def _findings(tell: Callable[[str], None], limit_s: float, launch: Sequence[str], place: str) -> list[Finding]:
+    """What the child says, whose temporary files go to `place`: it may be killed, and then cleans nothing."""
     child = subprocess.Popen(
         [sys.executable, "-m", "ssd_lite.stages.checkup.proof", *launch],
         stdout=subprocess.PIPE, stderr=subprocess.PIPE, stdin=subprocess.DEVNULL, text=True, start_new_session=True,
+        env={**os.environ, "TMPDIR": place},
     )  # fmt: skip
     late = threading.Event()
 
