@@ -6,7 +6,7 @@ import click
 
 from ssd_lite import __version__
 from ssd_lite.command_line import comparing, diagnosing, doctoring, evaluating, models, planning, pushing, recipes, runs
-from ssd_lite.command_line.answers import with_example
+from ssd_lite.command_line.answers import failures_as_json, with_example
 
 COMMANDS = (
     runs.run,
@@ -29,11 +29,25 @@ COMMANDS = (
 )
 
 
+_WORDS = "ssd_lite.words"
+
+
 class _InOrder(click.Group):
-    """Lists the commands in the order of a run."""
+    """Lists the commands in the order of a run; with --json every failure is an object."""
 
     def list_commands(self, context: click.Context) -> list[str]:
         return list(self.commands)
+
+    def parse_args(self, context: click.Context, args: list[str]) -> list[str]:
+        """Keep the words: a usage error comes before any command knows of its --json."""
+        context.meta[_WORDS] = tuple(args)
+        with failures_as_json(context, context.meta[_WORDS]):
+            return super().parse_args(context, args)
+
+    def invoke(self, context: click.Context) -> object:
+        """Run the command that the words name."""
+        with failures_as_json(context, context.meta[_WORDS]):
+            return super().invoke(context)
 
 
 @click.group(cls=_InOrder, epilog=with_example("ssd-lite run quickstart"))

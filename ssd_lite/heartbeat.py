@@ -11,6 +11,7 @@ import os
 import socket
 import sys
 import time
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -154,5 +155,6 @@ def _replace(file: Path, value: dict[str, Any]) -> None:
     try:
         part.write_text(json.dumps(value, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
         os.replace(part, file)
-    except OSError:
-        return  # a full disk must not stop the work over its news
+    except OSError:  # a full disk must not stop the work over its news
+        with suppress(OSError):
+            part.unlink()

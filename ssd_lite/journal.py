@@ -6,6 +6,7 @@ import json
 import os
 import zlib
 from collections.abc import Callable, Hashable, Iterable, Mapping
+from contextlib import suppress
 from pathlib import Path
 from types import TracebackType
 from typing import Any
@@ -54,7 +55,10 @@ class Journal:
             self._file.truncate(good_end)
 
     def _read(self) -> int:
-        data = self.path.read_bytes()
+        try:
+            data = self.path.read_bytes()
+        except OSError as error:
+            raise UserError(f"cannot be read: {error.strerror}.", where=str(self.path)) from error
         end = data.rfind(b"\n") + 1
         self.cut_bytes = len(data) - end
         for number, line in enumerate(data[:end].splitlines(), start=1):
@@ -98,7 +102,8 @@ class Journal:
                 data = data[self._file.write(data) :]
             os.fsync(self._file.fileno())
         except OSError as error:
-            self._file.truncate(end)
+            with suppress(OSError):  # a torn line is cut when the file is opened again
+                self._file.truncate(end)
             raise UserError(
                 f"cannot be written: {error.strerror}; what stood there is kept.",
                 where=str(self.path),

@@ -31,7 +31,7 @@ class Problems(Section):
     train: str = "starter"
     """Set whose prompts are sampled: starter, mbpp:train, rstar-coder, or a JSONL file."""
     evaluate: str = "starter"
-    """Set that is graded: starter, humaneval, mbpp:test, livecodebench:FILE, or a JSONL file with tests."""
+    """Set that is graded: starter, humaneval, mbpp:test, livecodebench:FILE[:FROM..TO], or a JSONL file with tests."""
     train_limit: Positive | None = None
     """Take only so many training prompts, drawn with sample.seed; null takes all."""
     evaluate_limit: Positive | None = None
@@ -161,7 +161,7 @@ class Train(Section):
     lora_dropout: Annotated[float, Field(ge=0, lt=1)] = 0.0
     """Dropout before the adapter."""
     lora_target_modules: list[str] | Literal["all-linear"] = "all-linear"
-    """Modules that get an adapter; all-linear leaves out the output head."""
+    """Modules that get an adapter; all-linear leaves out the output head, fused experts and image towers."""
     gradient_checkpointing: bool = True
     """Recompute activations instead of keeping them: less memory, about a third more time."""
     save_steps: Positive = 20
@@ -187,7 +187,7 @@ class Merge(Section):
 class Recipe(Section):
     """A whole run."""
 
-    name: str = Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$")
+    name: str = Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$", max_length=128)
     """Names the run folder: runs/NAME."""
     description: str = ""
     """What it is for and what was measured, for `ssd-lite recipes`."""

@@ -1,68 +1,22 @@
-"""Recipes as YAML: read strictly, override with --set, look up packaged ones by name, compare two."""
+"""Recipes as files: read and checked, overridden with --set, looked up by name where packaged, compared."""
 
 from __future__ import annotations
 
 import difflib
-import re
+import reprlib
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any, get_args
 
-import yaml
 from pydantic import BaseModel, ValidationError
 
 from ssd_lite.errors import UserError
 from ssd_lite.recipe import Recipe
+from ssd_lite.recipe_yaml import dump_yaml, parse_yaml
+from ssd_lite.user_path import user_path
 
-
-class _StrictLoader(yaml.SafeLoader):
-    """YAML 1.1 minus its surprises: a key twice is an error, `1e-5` is a float, `yes`/`no`/`on`/`off` are text."""
-
-
-_FLOAT = re.compile(r"^[-+]?(\d[\d_]*\.?\d*|\.\d+)([eE][-+]?\d+)?$|^[-+]?\.(inf|Inf|INF)$|^\.(nan|NaN|NAN)$")
-_REPLACED = ("tag:yaml.org,2002:float", "tag:yaml.org,2002:bool")
-_StrictLoader.yaml_implicit_resolvers = {
-    first: [(tag, pattern) for tag, pattern in entries if tag not in _REPLACED]
-    for first, entries in yaml.SafeLoader.yaml_implicit_resolvers.items()
-}
-_StrictLoader.add_implicit_resolver(
-    "tag:yaml.org,2002:bool", re.compile(r"^(true|True|TRUE|false|False|FALSE)$"), list("tTfF")
-)
-_StrictLoader.add_implicit_resolver("tag:yaml.org,2002:float", _FLOAT, list("-+0123456789."))
-
-
-def _mapping(loader: _StrictLoader, node: yaml.MappingNode) -> dict[Any, Any]:
-    seen: dict[Any, int] = {}
-    for key_node, _ in node.value:
-        key = loader.construct_object(key_node)
-        line = key_node.start_mark.line + 1
-        if not isinstance(key, str):
-            raise yaml.constructor.ConstructorError(None, None, f"key {key!r} is no text (line {line})")
-        if key in seen:
-            problem = f"key {key!r} stands twice (line {seen[key]} and {line})"
-            raise yaml.constructor.ConstructorError(None, None, problem)
-        seen[key] = line
-    loader.flatten_mapping(node)
-    return {loader.construct_object(k, deep=True): loader.construct_object(v, deep=True) for k, v in node.value}
-
-
-_StrictLoader.add_constructor(yaml.resolver.BaseResolver.DEFAULT_MAPPING_TAG, _mapping)
-
-
-class _StrictDumper(yaml.SafeDumper):
-    """Quotes text that YAML 1.1 or the loader above would read as a number: a short commit 1234e56."""
-
-
-_StrictDumper.add_implicit_resolver("tag:yaml.org,2002:float", _FLOAT, list("-+0123456789."))
-
-
-def _parse(text: str, where: str) -> Any:
-    try:
-        return yaml.load(text, Loader=_StrictLoader)
-    except yaml.YAMLError as error:
-        mark = getattr(error, "problem_mark", None)
-        place = f"{where}:{mark.line + 1}" if mark is not None else where
-        raise UserError(f"is not YAML: {getattr(error, 'problem', None) or error}.", where=place) from error
+_SHORT = reprlib.Repr()  # a value that is wrong may be long, and aliases may stand for more than memory holds
+_SHORT.maxlevel, _SHORT.maxstring, _SHORT.maxother = 2, 200, 200
 
 
 def recipe_folder() -> Path:
@@ -86,7 +40,7 @@ def load_recipe(name_or_file: str, settings: Sequence[str] = ()) -> Recipe:
     if name_or_file in packaged:
         text, where = packaged[name_or_file], name_or_file
     else:
-        path = Path(name_or_file).expanduser()
+        path = user_path(name_or_file, "RECIPE")
         if not path.is_file():
             guess = _did_you_mean(name_or_file, packaged)
             raise UserError(
@@ -94,7 +48,7 @@ def load_recipe(name_or_file: str, settings: Sequence[str] = ()) -> Recipe:
                 next_step="`ssd-lite recipes` lists the packaged ones.",
             )
         text, where = _read_text(path), str(path)
-    value = _parse(text, where)
+    value = parse_yaml(text, where)
     if not isinstance(value, dict):
         raise UserError("a recipe is a mapping of sections (model: …, sample: …).", where=where)
     value.setdefault("name", name_or_file if name_or_file in packaged else Path(name_or_file).stem)
@@ -125,7 +79,7 @@ def override(value: dict[str, Any], setting: str) -> None:
         target = target.setdefault(key, {})
         if not isinstance(target, dict):
             raise UserError(f"{key} is no section.", where=f"--set {path}")
-    target[keys[-1]] = _parse(text, f"--set {path}")
+    target[keys[-1]] = parse_yaml(text, f"--set {path}")
 
 
 def validate(value: dict[str, Any], where: str) -> Recipe:
@@ -145,8 +99,11 @@ def _explain(item: Any) -> str:
         return f"{key}: unknown key{_did_you_mean(location[-1], known)}; known here: {', '.join(known)}."
     message = str(item["msg"]).removeprefix("Value error, ")
     silent = isinstance(item["input"], dict) or item["type"] in ("value_error", "missing")
-    got = "" if silent else f" (got {item['input']!r})"
-    return f"{key}: {message}{got}." if key else f"{message}."
+    got = "" if silent else f" (got {_SHORT.repr(item['input'])})"
+    advice = ""
+    if item["type"] in ("int_type", "float_type") and isinstance(item["input"], str):
+        advice = " Write a plain decimal number without quotes."
+    return f"{key}: {message}{got}.{advice}" if key else f"{message}."
 
 
 def _known_keys(location: Iterable[str]) -> list[str]:
@@ -167,8 +124,7 @@ def _did_you_mean(word: str, known: Iterable[str]) -> str:
 
 def dump_recipe(recipe: Recipe) -> str:
     """The whole resolved recipe as YAML; `load_recipe` reads it back equal."""
-    value = recipe.model_dump(mode="json")
-    return yaml.dump(value, Dumper=_StrictDumper, sort_keys=False, allow_unicode=True, width=120)
+    return dump_yaml(recipe.model_dump(mode="json"))
 
 
 def differences(old: Recipe, new: Recipe, sections: Iterable[str] | None = None) -> list[str]:

@@ -8,11 +8,11 @@ from pydantic import BaseModel, ConfigDict, Field
 
 from ssd_lite.records import SamplingSettings
 
-Temperature = Annotated[float, Field(gt=0, allow_inf_nan=False)]
+Temperature = Annotated[float, Field(gt=0)]
 TopP = Annotated[float, Field(gt=0, le=1)]
 MinP = Annotated[float, Field(ge=0, lt=1)]
 Share = Annotated[float, Field(gt=0, lt=1)]
-Rate = Annotated[float, Field(gt=0, allow_inf_nan=False)]
+Rate = Annotated[float, Field(gt=0)]
 Positive = Annotated[int, Field(gt=0)]
 Seed = Annotated[int, Field(ge=0, lt=2**63)]
 GgufType = Literal[
@@ -29,9 +29,11 @@ UNAFFECTED = ("f32", "f16", "bf16", "q8_0")
 
 
 class Section(BaseModel):
-    """A section of a recipe: unknown keys are refused, numbers are not made from text."""
+    """A section of a recipe: unknown keys are refused, numbers are finite and not made from text."""
 
-    model_config = ConfigDict(extra="forbid", strict=True, frozen=True, use_attribute_docstrings=True)
+    model_config = ConfigDict(
+        extra="forbid", strict=True, frozen=True, allow_inf_nan=False, use_attribute_docstrings=True
+    )
 
 
 class Decoding(Section):

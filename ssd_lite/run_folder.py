@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from ssd_lite import __version__
-from ssd_lite.atomic import write_json, write_text
+from ssd_lite.atomic import disk_errors, write_json, write_text
 from ssd_lite.errors import UserError
 from ssd_lite.recipe import Recipe
 from ssd_lite.recipe_file import differences, dump_recipe, load_recipe
@@ -118,7 +118,8 @@ class RunFolder:
     def arm(self, name: str) -> ArmFolder:
         """The folder of an arm, made if need be."""
         folder = self.path / "evaluations" / name
-        folder.mkdir(parents=True, exist_ok=True)
+        with disk_errors(folder):
+            folder.mkdir(parents=True, exist_ok=True)
         return ArmFolder(folder)
 
     def manifest(self) -> dict[str, Any]:
@@ -215,8 +216,8 @@ class RunFolder:
         return summary
 
     def log(self, line: str) -> None:
-        """Append one line, with the time, to log.txt. A disk that refuses it does not stop the work, nor hide an error."""
-        with contextlib.suppress(OSError), open(self.log_file, "a", encoding="utf-8", errors="backslashreplace") as file:
+        """Append one line, with the time, to log.txt. A disk that refuses it neither stops work nor hides an error."""
+        with contextlib.suppress(OSError), self.log_file.open("a", encoding="utf-8", errors="backslashreplace") as file:
             file.write(f"{_now()} [{os.getpid()}] {line}\n")
 
 

@@ -13,6 +13,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
+from ssd_lite.atomic import disk_errors
 from ssd_lite.errors import UserError
 
 LOCK_FILE = ".lock"
@@ -55,8 +56,10 @@ def _take(descriptor: int, folder: Path) -> None:
             f"the file system refuses a lock ({error.strerror}).", where=str(folder), next_step="Use a local disk."
         ) from error
     started = time.strftime("%Y-%m-%d %H:%M:%S")
-    os.ftruncate(descriptor, 0)
-    os.pwrite(descriptor, json.dumps({"pid": os.getpid(), "host": socket.gethostname(), "since": started}).encode(), 0)
+    with disk_errors(folder / LOCK_FILE):
+        holder_now = {"pid": os.getpid(), "host": socket.gethostname(), "since": started}
+        os.ftruncate(descriptor, 0)
+        os.pwrite(descriptor, json.dumps(holder_now).encode(), 0)
 
 
 def _inherited_lock(folder: Path) -> int | None:

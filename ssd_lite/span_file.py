@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import zlib
 from collections.abc import Iterable
+from contextlib import suppress
 from pathlib import Path
 from types import TracebackType
 
@@ -45,7 +46,8 @@ class SpanFile:
                 rest = rest[self._file.write(rest) :]
             os.fsync(self._file.fileno())
         except OSError as error:
-            self._file.truncate(self._end)
+            with suppress(OSError):  # what nobody names is cut when the file is opened again
+                self._file.truncate(self._end)
             raise UserError(
                 f"cannot be written: {error.strerror}; what stood there is kept.",
                 where=str(self.path),

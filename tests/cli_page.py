@@ -19,9 +19,9 @@ for people goes to stderr; a failure is an object with `error` and `exit_code`.
 | exit code | meaning |
 |---|---|
 | 0 | done |
-| 1 | a bug, or a stage was killed: its traceback is on stderr and in the run's `log.txt`. Without a traceback: a drop or an endless GGUF under `--strict`, or the command of `--then` failed |
+| 1 | a bug, or a stage was killed: the traceback is on stderr and in `log.txt`; or `--strict`, or `--then` failed |
 | 2 | something to mend; one line says what, where and what to do |
-| 75 | stopped by SIGTERM, Ctrl-C or a limit of hours or money, after the work in hand was saved: the same command goes on |
+| 75 | stopped by SIGTERM, Ctrl-C or a limit, after the work in hand was saved: the same command goes on |
 """
 
 

@@ -24,7 +24,7 @@ MIDDLE = {"problems", "grading", "engines", "plan"}
 FOUNDATION = {
     "atomic", "container", "errors", "heartbeat", "interrupt", "journal", "problem_tests", "progress", "prompts",
     "recipe", "recipe_export", "recipe_file", "recipe_measuring", "recipe_section", "recipe_server",
-    "recipe_stages", "records", "run_folder", "run_lock", "span_file",
+    "recipe_stages", "recipe_yaml", "records", "run_folder", "run_lock", "span_file", "user_path",
 }  # fmt: skip
 COMMANDS = {"cli", "command_line", "__main__"}
 MAX_FILE_LINES, MAX_FUNCTION_LINES = 250, 40

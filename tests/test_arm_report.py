@@ -58,6 +58,30 @@ def test_rates_lengths_and_hedging_words():
     assert numbers["hedging_per_1000_words"] == pytest.approx(1000 * 2 / words)
 
 
+# The ten of arXiv 2603.24472, by hand: the report's figure is theirs only with all of them.
+HEDGING = ["wait", "hmm", "perhaps", "maybe", "actually", "alternatively", "seems", "might", "likely", "check"]
+NOT_HEDGING = ["waiting", "waits", "mighty", "almighty", "unlikely", "likelyhood", "checked", "seem", "maybes"]
+
+
+def hedging(text):
+    numbers = arm_numbers(
+        PROBLEMS[:1], [sample("p0", 0, text)], [Grade("p0", 0, "no_code")], ks=[1], seed=0, block="last"
+    )
+    return numbers["hedging_words"], numbers["hedging_per_1000_words"]
+
+
+def test_all_ten_hedging_words_are_counted():
+    assert hedging(" ".join(HEDGING)) == (dict.fromkeys(HEDGING, 1), 1000)
+    for word in HEDGING:
+        counts, per_thousand = hedging(f"{word.title()}, x. {word.upper()}! x-{word} x")
+        assert counts == {**dict.fromkeys(HEDGING, 0), word: 3}
+        assert per_thousand == pytest.approx(500)
+
+
+def test_a_part_of_another_word_is_no_hedging_word():
+    assert hedging(" ".join(NOT_HEDGING)) == (dict.fromkeys(HEDGING, 0), 0)
+
+
 def test_a_gain_and_a_loss_are_claimed_only_beyond_the_interval():
     low, high = arm([0, 0, 0, 0], "base"), arm([4, 4, 4, 3], "tuned")
     gain = compare(low, high, seed=0)

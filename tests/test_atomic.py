@@ -2,16 +2,31 @@
 
 from __future__ import annotations
 
+import errno
 import json
 import os
+import resource
 import signal
 import subprocess
 import sys
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
 
-from ssd_lite.atomic import DONE_FILE, is_whole, leftovers, new_folder, sha256_of_file, write_json, write_text
+from ssd_lite.atomic import (
+    DONE_FILE,
+    disk_errors,
+    is_whole,
+    leftovers,
+    new_folder,
+    replace_when_whole,
+    sha256_of_file,
+    write_json,
+    write_text,
+)
+from ssd_lite.errors import UserError
 
 KILLED = """
 import os, signal, sys
@@ -109,9 +124,58 @@ def test_a_file_is_replaced_in_one_rename(tmp_path: Path, monkeypatch: pytest.Mo
         raise OSError("power is gone")
 
     monkeypatch.setattr(os, "replace", no_rename)
-    with pytest.raises(OSError, match="power"):
+    with pytest.raises(UserError, match=r"manifest\.json: cannot be written: power is gone"):
         write_text(path, "half")
     assert json.loads(path.read_text(encoding="utf-8")) == {"é": 1}
+    assert leftovers(tmp_path) == []
+
+
+@contextmanager
+def no_file_above(limit: int) -> Iterator[None]:
+    """A disk that takes so many bytes a file: the kernel refuses more with EFBIG, as a full one does with ENOSPC."""
+    before = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (limit, before[1]))
+    try:
+        yield
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, before)
+
+
+def test_a_full_disk_names_the_file_and_keeps_what_stood_there(tmp_path: Path) -> None:
+    path = tmp_path / "manifest.json"
+    write_json(path, {"stages": {}})
+    with pytest.raises(UserError, match="File too large") as caught, no_file_above(100):
+        write_json(path, {"stages": "x" * 200})
+    assert caught.value.where == str(path)
+    assert json.loads(path.read_text()) == {"stages": {}}
+    assert leftovers(tmp_path) == []
+
+
+def fill_until_the_disk_is_full(target: Path) -> None:
+    with new_folder(target) as part, no_file_above(100):
+        (part / "weights.bin").write_bytes(b"x" * 200)
+
+
+def write_until_the_disk_is_full(target: Path) -> None:
+    with replace_when_whole(target) as part, no_file_above(100):
+        part.write_bytes(b"x" * 200)
+
+
+@pytest.mark.parametrize("write", [fill_until_the_disk_is_full, write_until_the_disk_is_full])
+def test_a_full_disk_under_other_writers_is_named_too(tmp_path: Path, write: Callable[[Path], None]) -> None:
+    with pytest.raises(UserError, match="cannot be written: File too large") as caught:
+        write(tmp_path / "merged")
+    assert str(tmp_path / "merged") in caught.value.where
+    assert not (tmp_path / "merged").exists()
+
+
+def test_a_full_disk_says_what_to_do_and_other_errors_stay_what_they_are(tmp_path: Path) -> None:
+    with pytest.raises(UserError, match="Make room on the disk"), disk_errors(tmp_path):
+        raise OSError(errno.ENOSPC, "No space left on device")
+    with pytest.raises(FileNotFoundError), disk_errors(tmp_path):
+        (tmp_path / "none").read_bytes()
+    with pytest.raises(UserError, match="cannot be written: Not a directory"), new_folder(Path(__file__) / "x"):
+        pass
 
 
 def test_not_a_number_does_not_get_into_a_json_file(tmp_path: Path) -> None:

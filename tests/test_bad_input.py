@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import resource
 from pathlib import Path
 from typing import Any
 
@@ -10,9 +11,13 @@ import pytest
 from click.testing import CliRunner
 from tiny_models import PACKAGED, cache_in, packaged_source, shared_cache
 
+from ssd_lite.atomic import leftovers
 from ssd_lite.cli import main
+from ssd_lite.errors import UserError
 from ssd_lite.recipe_file import load_recipe
 from ssd_lite.run_folder import RunFolder
+from ssd_lite.stages.checkup.hub import hub_cache, token_finding
+from ssd_lite.stages.exports.importance import importance_of
 
 TESTS = {"kind": "functional", "entry_point": "f", "cases": [[[1], 1]]}
 
@@ -132,6 +137,77 @@ def test_missing_and_unreadable_files(tmp_path: Path) -> None:
     assert str(folder) in sampling_refused(tmp_path, folder)
 
 
+NO_NAMES = ["~nosuchuser/x", "x" * 300, f"a/{'x' * 300}", f"{'x' * 300}.jsonl"]
+
+
+@pytest.mark.parametrize("name", NO_NAMES, ids=["home", "long", "below", "jsonl"])
+def test_names_that_no_file_can_have(name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """In every place where a command takes a name; refusal() fails where one ends in a traceback."""
+    (tmp_path / "a").mkdir()
+    (tmp_path / "m").mkdir()
+    monkeypatch.chdir(tmp_path)
+    answers = problem_file(tmp_path, {"problem_id": "a", "index": 0, "program": "f = abs"})
+    model = ("evaluate", "--temperature", "0.6", "--problems", "starter", "--model")
+    for words in (
+        *(["run", name], ["doctor", name], ["plan", name], ["compare", name], ["recipes", "show", name]),
+        *(["diagnose", name], ["chat", name, "--prompt", "?"], ["export", name], [*model, name]),
+        *([stage, name] for stage in ("sample", "curate", "train", "merge", "evaluate", "report", "status")),
+        *(["push", name, "--what", "merged", "--dry-run"], ["compare", name, "--arm", "ssd"]),
+        *([command, "quickstart", "--set", f"model.name={name}"] for command in ("run", "plan")),
+        ["plan", "quickstart", "--set", f"problems.train={name}"],
+        ["sample", made_run(tmp_path / "b", f"problems.train={name}").path],
+        ["grade", name, "--problems", "starter"],
+        ["grade", answers, "--problems", name],
+        ["export", "m", "--to", "f16", "--adapter", name],
+    ):
+        line = refusal(*words)
+        assert Path(name).name in line or "~nosuchuser" in line, (words, line)
+    with pytest.raises(UserError, match="--imatrix"):
+        importance_of(Path(name), tmp_path, 10)
+    if name[0] == "~" or name.endswith(".jsonl"):
+        return
+    for words in (
+        ["run", "quickstart", "--out", name],
+        ["compare", "quickstart", "--out", name],
+        [*model, PACKAGED, "--out", name],
+        ["diagnose", PACKAGED, "--out", name],
+        ["export", "m", "--to", "f16", "--out", name],
+        ["plan", "quickstart", "--write", name],
+        ["grade", answers, "--problems", "starter", "--out", name],
+        ["recipes", "cloud", "--copy", name],
+    ):
+        assert "File name too long" in refusal(*words)
+
+
+def test_a_home_folder_is_expanded_where_no_shell_does_it(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("HOME", str(tmp_path))
+    run = made_run(tmp_path)
+    assert CliRunner().invoke(main, ["status", "~/run"]).exit_code == 0
+    assert CliRunner().invoke(main, ["recipes", "cloud", "--copy=~/cloud"]).exit_code == 0
+    assert any((tmp_path / "cloud").iterdir())
+    assert "ssd-lite sample" in refusal("curate", f"~/{run.path.name}")
+
+
+def test_a_place_in_the_environment_that_is_none(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    gguf = tmp_path / "m.gguf"
+    gguf.write_bytes(b"GGUF")
+    monkeypatch.setenv("SSD_LITE_CACHE", "~nosuchuser/cache")
+    assert "SSD_LITE_CACHE: no home folder is known for '~nosuchuser'" in refusal("chat", gguf, "--prompt", "?")
+    monkeypatch.setenv("OLLAMA_MODELS", "~nosuchuser/models")
+    assert "OLLAMA_MODELS: no home folder" in refusal("chat", "ollama:some", "--prompt", "?")
+    with pytest.raises(UserError, match="HF_HOME: no home folder"):
+        hub_cache({"HF_HOME": "~nosuchuser/hub"})
+    assert token_finding({"HF_TOKEN_PATH": "~nosuchuser/token"}).status == "absent"
+
+
+def test_a_name_that_the_hub_does_not_allow() -> None:
+    pytest.importorskip("huggingface_hub")
+    for name in ("owner/-name", "owner/a--b", "owner/a.git"):
+        assert f"model.name: {name}: is neither a local folder nor a model on the Hub" in refusal(
+            "chat", name, "--prompt", "?"
+        )
+
+
 def test_missing_problem_set_and_misspelt_name(tmp_path: Path) -> None:
     assert str(tmp_path / "none.jsonl") in sampling_refused(tmp_path, tmp_path / "none.jsonl")
     line = refusal("grade", problem_file(tmp_path, {}), "--problems", "humanevil")
@@ -206,6 +282,25 @@ def test_the_advice_for_a_folder_that_cannot_be_written_fits_the_command(tmp_pat
     assert "--out" in refusal(*words, "--out", tmp_path / "e")
 
 
+def test_a_full_disk_is_one_line_too(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The kernel refuses what makes a file too large, as a full disk does: first the manifest and the log, then all."""
+    run = made_run(tmp_path)
+    for text in ("log", "manifest"):
+        run.note(text, "x" * 3000)
+        run.log("x" * 3000)
+    before, limits = run.manifest(), resource.getrlimit(resource.RLIMIT_FSIZE)
+    monkeypatch.setattr("ssd_lite.stages.merge.merge", lambda run: run.note("more", 1))
+    try:
+        for limit, file in ((200, run.manifest_file), (0, run.path / ".lock")):
+            resource.setrlimit(resource.RLIMIT_FSIZE, (limit, limits[1]))
+            line = refusal("merge", run.path)
+            assert line == f"{file}: cannot be written: File too large."
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, limits)
+    assert run.manifest() == before
+    assert leftovers(run.path) == []
+
+
 def test_grades_do_not_replace_the_problems(tmp_path: Path) -> None:
     problems = problem_file(tmp_path, problem("a", tests=TESTS))
     rows = tmp_path / "rows.jsonl"
@@ -218,8 +313,8 @@ def test_grades_do_not_replace_the_problems(tmp_path: Path) -> None:
 def test_run_folder_with_another_recipe(tmp_path: Path) -> None:
     run = made_run(tmp_path)
     run.samples.write_text("{}\n")
-    line = refusal("run", "quickstart", "--out", run.path, "--set", "train.lora_r=4")
-    assert "train.lora_r: 16 → 4" in line
+    line = refusal("run", "quickstart", "--out", run.path, "--set", "sample.seed=77")
+    assert "stage 'sample' was started with another recipe: sample.seed: 0 → 77" in line
     assert "--out" in line
 
 
@@ -268,6 +363,7 @@ def test_file_that_is_no_gguf(tmp_path: Path) -> None:
     assert "is no GGUF file" in refusal("chat", file, "--prompt", "?")
 
 
+@pytest.mark.slow
 def test_a_gguf_that_cannot_chat_says_what_it_is(tmp_path: Path) -> None:
     pytest.importorskip("llama_cpp")
     from gguf import GGUFWriter

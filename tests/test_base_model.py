@@ -6,8 +6,10 @@ import json
 from pathlib import Path
 
 import pytest
+from click.testing import CliRunner
 from tiny_models import save_tiny
 
+from ssd_lite.cli import main
 from ssd_lite.errors import UserError
 from ssd_lite.recipe_file import load_recipe
 from ssd_lite.run_folder import RunFolder
@@ -73,3 +75,11 @@ def test_no_types_are_no_files_and_the_stage_is_done(olmo: Path, tmp_path: Path)
     assert not run.gguf.exists()
     with pytest.raises(UserError, match="no GGUF type was named"):
         export_more(run, None)
+
+
+def test_the_command_says_that_no_file_was_asked_for(olmo: Path, tmp_path: Path) -> None:
+    run = run_of(tmp_path / "r", olmo, "export.types=[]")
+    done = CliRunner().invoke(main, ["export", str(run.path)])
+    assert (done.exit_code, done.stdout) == (0, "export: no file, as export.types asks for none\n")
+    pushed = CliRunner().invoke(main, ["push", str(run.path), "--what", "gguf", "--repo", "me/x", "--dry-run"])
+    assert pushed.exit_code == 2

@@ -25,6 +25,7 @@ def card_tests(*options: str, **environment: str) -> subprocess.CompletedProcess
     )  # fmt: skip
 
 
+@pytest.mark.slow
 def test_without_a_card_all_are_skipped_and_say_why() -> None:
     done = card_tests("-m", "gpu")
     assert done.returncode == 0, done.stdout

@@ -110,6 +110,54 @@ def test_failures_are_one_line_and_one_object() -> None:
     assert (code, json.loads(out)["stopped"]) == (75, True)
 
 
+@pytest.mark.parametrize(
+    ("words", "wanted"),
+    [
+        (["sample"], "Missing argument 'DIR'"),
+        (["sample", "r", "--nope"], "No such option"),
+        (["samples", "r"], "No such command 'samples'"),
+        (["--nope", "sample", "r"], "No such option"),
+        (["recipes", "nope"], "No such command 'nope'"),
+        (["plan", "quickstart", "--price", "nan"], "Invalid value for '--price'"),
+        (["status", "x" * 300], "File name too long"),
+        (["status", "none"], "no recipe.yaml in it"),
+        (["grade", "s.jsonl"], "Missing option '--problems'"),
+    ],
+)
+def test_whatever_is_typed_a_failure_is_one_object(words: list[str], wanted: str) -> None:
+    result = CliRunner().invoke(main, [*words, "--json"])
+    failure = json.loads(result.stdout)
+    assert result.exit_code == failure["exit_code"] == 2
+    assert wanted in failure["error"]
+    assert "Error: " in result.stderr
+    assert CliRunner().invoke(main, words).stdout == ""
+
+
+def test_a_bug_is_an_object_too_and_a_failure_beside_an_answer_is_one_object(tmp_path: Path) -> None:
+    run = RunFolder.create(tmp_path / "r", load_recipe("quickstart"))
+    run.note("stages", {"curate": {"settings_digest": run.settings_digest("curate")}})  # no summary in it
+    run.train_rows.write_text("")
+    result = CliRunner().invoke(main, ["curate", str(run.path), "--json"])
+    assert isinstance(result.exception, KeyError)
+    assert json.loads(result.stdout) == {"error": "KeyError: 'summary'", "exit_code": 1, "stopped": False}
+    missing = ["doctor", "quickstart", "--set", f"problems.train={tmp_path / 'none.jsonl'}", "--limit", "1", "--json"]
+    found = CliRunner().invoke(main, missing)
+    value = json.loads(found.stdout)
+    assert (found.exit_code, value["exit_code"], value["fit"]) == (2, 2, False)
+
+
+def test_letters_that_stdout_cannot_take_are_escaped(tmp_path: Path) -> None:
+    """A file name whose bytes are no UTF-8, and a terminal that knows ASCII alone."""
+    name = os.fsencode(tmp_path) + b"/\xff"
+    start = [sys.executable, "-m", "ssd_lite"]
+    odd = subprocess.run([*start, "status", name, "--json"], capture_output=True, check=False)
+    assert (odd.returncode, json.loads(odd.stdout)["where"]) == (2, os.fsdecode(name))
+    ascii_only = {**os.environ, "PYTHONIOENCODING": "ascii"}
+    for more in ([], ["--json"]):
+        done = subprocess.run([*start, "plan", "quickstart", *more], capture_output=True, check=False, env=ascii_only)
+        assert (done.returncode, b"Traceback" in done.stderr) == (0, False)
+
+
 def test_a_bug_keeps_its_traceback(tmp_path: Path) -> None:
     run = RunFolder.create(tmp_path / "r", load_recipe("quickstart"))
     run.note("stages", {"curate": {"settings_digest": run.settings_digest("curate")}})  # no summary in it

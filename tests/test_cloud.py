@@ -24,12 +24,13 @@ from click.testing import CliRunner
 from cloud_machine import CLOUD, ROOT, WANTED, load
 
 from ssd_lite.cli import main
-from ssd_lite.recipe_file import _StrictLoader, packaged_recipes
+from ssd_lite.recipe_file import packaged_recipes
+from ssd_lite.recipe_yaml import parse_yaml
 from ssd_lite.stages.cloud_files import cloud_files
 
 FILES = cloud_files()
 RENTED = ["Dockerfile", "hf_jobs.py", "modal_app.py", "runpod.py", "runpod_pod.sh", "skypilot.yaml", "ssh.sh"]
-SKYPILOT = yaml.load(FILES["skypilot.yaml"], Loader=_StrictLoader)
+SKYPILOT = parse_yaml(FILES["skypilot.yaml"], "skypilot.yaml")
 NOT_INSTALLED = "{} is tested in an environment of its own; the check beside this one runs here"
 
 

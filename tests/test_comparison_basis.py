@@ -120,6 +120,25 @@ def test_a_further_set_is_noted_when_it_is_added_and_held_to_from_then(
         more.settle(now(more))
 
 
+def test_a_report_on_a_further_set_is_held_to_also_where_it_names_the_whole_window(
+    folder: ComparisonFolder, tmp_path: Path
+) -> None:
+    cases = json.dumps([{"input": "1", "output": "2", "testtype": "stdin"}])
+    texts = {"question_content": "Add one.", "public_test_cases": cases, "private_test_cases": "[]"}
+    days = {"a": "2025-01-04T00:00:00", "b": "2025-02-08T00:00:00"}
+    rows = [{**texts, "question_id": name, "question_content": name, "contest_date": day} for name, day in days.items()]
+    (tmp_path / "test6.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
+    extra = f"livecodebench:{tmp_path / 'test6.jsonl'}:2025-02-01.."
+    more = ComparisonFolder.create(folder.path, recipe_in(tmp_path, f"compare.extra_sets=['{extra}']"))
+    note = now(more)
+    order = ArmOrder("base", T6, extra)
+    assert problems_of(more.recipe, extra)[1]["name"] == f"{extra}2025-02-08"
+    grader = {"tier": note["sets"][extra]["tier"]}
+    assert basis.report_changes(note, report_of(more, order, grader=grader)) == []
+    (change,) = basis.report_changes(note, report_of(more, order, grader=grader, sha256="0" * 64))
+    assert change.startswith(f"SHA-256 of the set {extra}2025-02-08: 000000000000 → ")
+
+
 @pytest.mark.parametrize(
     ("settings", "expected"),
     [

@@ -41,6 +41,7 @@ def problem_set(path: Path, count: int) -> Path:
 # -- a model alone ---------------------------------------------------------------------------------------------------
 
 
+@pytest.mark.slow
 def test_a_model_without_a_run(packaged_model, tmp_path: Path) -> None:
     problems = problem_set(tmp_path / "set.jsonl", 9)
     words = [

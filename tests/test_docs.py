@@ -30,14 +30,14 @@ HEAD = """# Every key of a recipe
 
 <!-- Made from ssd_lite/recipe.py by `python tests/test_docs.py`; change the docstrings there. -->
 
-A recipe is YAML with the sections below, in the order of the stages. Write only what differs from a default. The order
-of precedence is default, recipe, `--set a.b=c`. Unknown keys and keys that stand twice are refused; `1e-5` is a number,
-`no`, `010`, `1_000` and dates are text. `ssd-lite recipes show NAME` prints a recipe that ships, `ssd-lite recipes schema` the JSON schema for
-editors. The run folder's `recipe.yaml` holds the resolved recipe with every key. `name` may be
-left out: it is then the file's name.
+A recipe is YAML with the sections below, in the order of the stages. Write only what differs from a default. The
+order of precedence is default, recipe, `--set a.b=c`. Unknown keys and keys that stand twice are refused; `1e-5` is a
+number, `no`, `010`, `1_000` and dates are text. `ssd-lite recipes show NAME` prints a recipe that ships, `ssd-lite
+recipes schema` the JSON schema for editors. The run folder's `recipe.yaml` holds the resolved recipe with every key.
+`name` may be left out: it is then the file's name.
 
-A run is held to its recipe as far as it has come: what a stage stands on that has begun cannot change, later stages' keys
-may. At any time may change how the work is cut and watched: `batch_size`, `train.save_steps`, `train.report_to`,
+A run is held to its recipe as far as it has come: what a stage stands on that has begun cannot change, keys of later
+stages may. At any time may change how the work is cut and watched: `batch_size`, `train.save_steps`, `train.report_to`,
 `train.gradient_checkpointing`, `threads`, and `train.per_device_train_batch_size` with
 `train.gradient_accumulation_steps` as long as their product stays (not under GRPO).
 

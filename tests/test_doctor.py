@@ -84,6 +84,7 @@ def test_broken_library_is_a_finding(tmp_path: Path, monkeypatch: pytest.MonkeyP
     assert probe("torch", 60) == Probed(None, trouble)
 
 
+@pytest.mark.slow
 def test_hanging_library_is_ended_with_what_it_started(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     break_module(tmp_path, monkeypatch, "torch", "hang")
     started = time.monotonic()

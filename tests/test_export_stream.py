@@ -238,6 +238,7 @@ def test_a_kill_between_matrix_and_clean_up_leaves_nothing_hidden(
     assert not list(run.gguf.glob(".tiny-q8_0-*.gguf"))
 
 
+@pytest.mark.slow
 def test_more_types_of_a_run_and_the_forms_of_texts(base: Path, tmp_path: Path) -> None:
     run = _make_run(tmp_path / "run", base)
     before = export(run)

@@ -68,6 +68,7 @@ def _assert_equal_files(ours: GgufFile, theirs: GgufFile) -> None:
     assert _bytes_of(ours) == _bytes_of(theirs)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("name", "gguf_type"), PAIRS)
 def test_equal_to_llama_cpps_own_converter_in_every_tensor_and_setting(
     name: str, gguf_type: str, folders: dict[str, Path], reference: Path, tmp_path: Path

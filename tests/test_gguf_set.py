@@ -70,6 +70,7 @@ def test_one_pass_writes_what_llama_cpps_quantiser_writes(dtype: str, tmp_path: 
         assert (tmp_path / "theirs.gguf").read_bytes() == paths[name].read_bytes(), name
 
 
+@pytest.mark.slow
 def test_every_type_is_byte_for_byte_llama_cpps(narrow: Path, tmp_path: Path) -> None:
     types = [name for name in _types(with_matrix=False) if name not in ("f32", "f16", "bf16")]
     paths = {name: tmp_path / f"m-{name}.gguf" for name in types}
@@ -93,6 +94,7 @@ def test_rows_that_do_not_fit_a_type_fall_back_as_in_llama_cpp(tmp_path: Path) -
 _SEARCHED = pytest.param([*sorted(NEEDS_IMATRIX - {"iq3_xxs", "q2_k_s"})], marks=pytest.mark.slow, id="few bits")
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "types", [pytest.param(["q4_k_m", "q4_0", "iq3_xxs", "q2_k_s", "q8_0"], id="more bits"), _SEARCHED]
 )
@@ -171,6 +173,7 @@ def _cut_after(monkeypatch: pytest.MonkeyPatch, tensors: int, error: BaseExcepti
     return read
 
 
+@pytest.mark.slow
 def test_a_killed_pass_goes_on_where_it_was_saved(wide: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     whole = {name: tmp_path / f"whole-{name}.gguf" for name in ("q8_0", "q4_k_m")}
     write_gguf_set(wide, whole, name="n")

@@ -194,6 +194,7 @@ def test_a_sentencepiece_that_llama_cpp_would_read_otherwise_is_refused(case: st
     assert "convert_hf_to_gguf.py" in str(refused.value.next_step)
 
 
+@pytest.mark.slow
 def test_the_check_finds_scores_that_merge_otherwise(tmp_path: Path) -> None:
     """What check_vocabulary is for: the same pieces with scores turned round."""
     folder = save_case(tmp_path / "model", CASES["mistral"])

@@ -43,6 +43,7 @@ def in_outer_namespace(rows: Path, tier: str) -> list[str]:
     return json.loads(run.stdout)
 
 
+@pytest.mark.slow
 @needs_bubblewrap
 def test_more_hostile_programs_in_bubblewrap():
     assert grading_rows.wrong(grading_rows.rows(MORE), "bubblewrap") == []
@@ -56,6 +57,7 @@ fdopen-noclose open1-noclose old-stdout stdout-queue buffer-kept bufwriter del-p
 """
 
 
+@pytest.mark.slow
 @needs_bubblewrap
 def test_what_the_second_set_found():
     wanted = {f"second-{name}" for name in MENDED.split()}
@@ -104,6 +106,7 @@ def test_an_older_landlock_does_not_let_files_be_cut(may, said, left, tmp_path):
     assert (run.stdout.strip(), victim.read_text()) == (said, left), run.stderr
 
 
+@pytest.mark.slow
 @needs_bubblewrap
 @needs_shared
 def test_adversarial_programs_that_end_by_themselves_in_bubblewrap():

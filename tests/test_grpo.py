@@ -103,6 +103,7 @@ def place(model: Path, tmp_path: Path) -> Path:
 # -- the engine ------------------------------------------------------------------------------------------------------
 
 
+@pytest.mark.slow
 def test_it_learns_what_is_rewarded_and_logs_every_step_once(place: Path) -> None:
     settings = small(
         method="full",
@@ -225,6 +226,7 @@ def test_every_method_trains_with_a_kl_term(
         assert change.norm == pytest.approx(summary["change_norm"], rel=1e-3)
 
 
+@pytest.mark.slow
 def test_resumed_ends_with_the_same_bits(place: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Killed after the checkpoint of step 2 and in step 4: the completions drawn again are the same, and so is all."""
     whole = go(place / "whole", small(max_steps=5))
@@ -379,6 +381,7 @@ def recipe(place: Path, **problems: Any) -> Recipe:
     )
 
 
+@pytest.mark.slow
 def test_the_stage_rewards_what_passes_its_tests(run: RunFolder, monkeypatch: pytest.MonkeyPatch) -> None:
     """Real grader in its sandbox: numbers pass, words do not, and the model learns to write what passes."""
     rewards: dict[str, set[float]] = {}

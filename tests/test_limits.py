@@ -63,6 +63,7 @@ def test_past_the_limit_is_a_wish_to_stop(monkeypatch: pytest.MonkeyPatch) -> No
     assert not past_limit(60)
 
 
+@pytest.mark.slow
 def test_a_stage_that_does_not_look_is_told_and_then_killed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """The stage is a process that ignores SIGTERM; being killed at the limit counts as stopped, not as broken."""
     told = tmp_path / "told"

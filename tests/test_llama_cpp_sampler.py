@@ -65,6 +65,7 @@ def by_key(completions: Sequence[Completion]) -> dict[tuple[str, int], Completio
     return found
 
 
+@pytest.mark.slow
 def test_the_batch_size_does_not_change_what_is_said(open_sampler, prompts) -> None:
     """2 samples of 3 prompts: more requests than slots, and slots that are filled again while others run."""
     requests = requests_for(prompts, 2)

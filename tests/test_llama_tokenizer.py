@@ -130,6 +130,7 @@ def test_an_adapter_and_lost_weights_are_refused(tmp_path: Path, monkeypatch) ->
         ollama_gguf("ollama:m", "model.name")
 
 
+@pytest.mark.slow
 def test_a_gguf_is_evaluated_without_a_folder_of_it(tmp_path: Path) -> None:
     """Also one that has no suffix, as Ollama keeps it; nothing is dequantised."""
     blob = tmp_path / f"sha256-{'ab' * 32}"

@@ -44,6 +44,7 @@ def perturb(merged: Path, name: str, by: float) -> None:
     save_file(tensors, merged / "model.safetensors", metadata={"format": "pt"})
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("kind", ["llama", "qwen3"])
 def test_a_right_merge_passes_and_a_wrong_one_is_flagged(make_run: MakeRun, kind: str) -> None:
     run = make_run("lora", kind)
@@ -63,6 +64,7 @@ def test_a_right_merge_passes_and_a_wrong_one_is_flagged(make_run: MakeRun, kind
     assert "merge.dtype: float32" in warning
 
 
+@pytest.mark.slow
 def test_a_forgotten_update_is_flagged(make_run: MakeRun) -> None:
     """The merge that adds the adapter to the wrong scale, or not at all, is what the check is for."""
     run = make_run("lora")
@@ -71,6 +73,7 @@ def test_a_forgotten_update_is_flagged(make_run: MakeRun) -> None:
     assert check_merge(run, Path(run.recipe.model.name))["bad"] is True
 
 
+@pytest.mark.slow
 def test_the_original_base_shows_the_gap_and_the_dequantised_one_closes_it(make_run: MakeRun) -> None:
     run = make_run("qlora")
     gap = merge(run)["check"]

@@ -128,6 +128,64 @@ def test_full_fine_tuning_is_taken_over(tmp_path: Path) -> None:
     assert torch.equal(again.model.layers[0].mlp.up_proj.weight, wanted.bfloat16().float())
 
 
+def _add_tensor(folder: Path, name: str, like: str) -> None:
+    """One more tensor in a model's file: a copy of another one."""
+    from safetensors.torch import load_file, save_file
+
+    tensors = load_file(folder / "model.safetensors")
+    save_file({**tensors, name: tensors[like].clone()}, folder / "model.safetensors", metadata={"format": "pt"})
+
+
+def _train_all(base: Path, out: Path, sha256: str) -> Any:
+    """Every weight moved, saved as full fine-tuning saves it."""
+    import torch
+    from transformers import AutoModelForCausalLM
+
+    model = AutoModelForCausalLM.from_pretrained(base, dtype=torch.float32)
+    with torch.no_grad():
+        for parameter in model.parameters():
+            parameter += 0.5
+    model.save_pretrained(out)
+    (out / "ssd_lite_base.json").write_text(json.dumps({"name": "x", "weights_sha256": sha256}))
+    return model
+
+
+def test_full_fine_tuning_copies_what_is_no_weight_of_the_model(tmp_path: Path) -> None:
+    from safetensors.numpy import load_file
+
+    base, old = save_tiny(tmp_path / "base"), "model.layers.0.self_attn.rotary_emb.inv_freq"
+    _add_tensor(base, old, "model.norm.weight")
+    _train_all(base, tmp_path / "trained", "a" * 64)
+    _merge(base, tmp_path / "trained", tmp_path / "merged", sha256="a" * 64)
+    before, after = (load_file(folder / "model.safetensors") for folder in (base, tmp_path / "merged"))
+    assert {name for name in before if np.array_equal(before[name], after[name])} == {old}
+    with pytest.raises(UserError, match="with other weights"):
+        _merge(base, tmp_path / "trained", tmp_path / "other", sha256="b" * 64)
+    (tmp_path / "trained" / "ssd_lite_base.json").unlink()
+    with pytest.raises(UserError, match=f"another base: {old} has the shape None"):
+        _merge(base, tmp_path / "trained", tmp_path / "unknown")
+
+
+def test_full_fine_tuning_of_tensors_that_the_base_lacks_is_refused(tmp_path: Path) -> None:
+    base, deeper = save_tiny(tmp_path / "base"), save_tiny(tmp_path / "deeper", num_hidden_layers=3)
+    _train_all(deeper, tmp_path / "trained", "a" * 64)
+    with pytest.raises(UserError, match=r"another base: model\.layers\.2.*the base None"):
+        _merge(base, tmp_path / "trained", tmp_path / "merged", sha256="a" * 64)
+
+
+def test_a_tied_head_that_is_stored_twice_moves_with_the_embedding(tmp_path: Path) -> None:
+    from safetensors.numpy import load_file
+
+    base = save_tiny(tmp_path / "base", tie_word_embeddings=True)
+    _add_tensor(base, "lm_head.weight", "model.embed_tokens.weight")
+    model = _train_all(base, tmp_path / "trained", "a" * 64)
+    _merge(base, tmp_path / "trained", tmp_path / "merged", sha256="a" * 64)
+    merged = load_file(tmp_path / "merged" / "model.safetensors")
+    wanted = model.model.embed_tokens.weight.detach().numpy()
+    assert np.array_equal(merged["lm_head.weight"], wanted)
+    assert np.array_equal(merged["model.embed_tokens.weight"], wanted)
+
+
 def _change_config(adapter: Path, **values: object) -> None:
     file = adapter / "adapter_config.json"
     file.write_text(json.dumps({**json.loads(file.read_text()), **values}))

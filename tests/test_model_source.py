@@ -19,6 +19,7 @@ from ssd_lite.engines.tokenizer import ChatTokenizer
 from ssd_lite.engines.weights import model_cache
 from ssd_lite.engines.weights.model_folder import INDEX_FILE, SOURCE_FILE, weights_sha256
 from ssd_lite.errors import UserError
+from ssd_lite.stages.upload.files import _LICENCE_FILES
 
 
 @pytest.fixture(autouse=True)
@@ -26,6 +27,7 @@ def _own_cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("SSD_LITE_CACHE", str(tmp_path / "cache"))
 
 
+@pytest.mark.slow
 def test_the_packaged_model_has_the_tensors_transformers_reads() -> None:
     torch = pytest.importorskip("torch")
     from transformers import AutoModelForCausalLM
@@ -112,6 +114,30 @@ def test_a_hash_is_remembered_and_the_hub_cache_is_not_read(tmp_path: Path, monk
     assert model_cache.file_sha256(file) == "read again"
 
 
+def test_a_hash_that_cannot_be_remembered_is_right_all_the_same(tmp_path: Path) -> None:
+    """A folder where the file of hashes belongs can be read and written by nobody, root neither."""
+    (tmp_path / "cache" / "sha256.json").mkdir(parents=True)
+    (tmp_path / "w.bin").write_bytes(b"abc")
+    wanted = "ba7816bf8f01cfea414140de5dae2223b00361a396177a9cb410ff61f20015ad"
+    assert [model_cache.file_sha256(tmp_path / "w.bin") for _ in range(2)] == [wanted, wanted]
+
+
+@pytest.mark.parametrize(
+    ("name", "reason"), [("~nosuchuser/m", "no home folder is known for '~nosuchuser'"), ("m" * 300, "name too long")]
+)
+def test_a_name_that_no_folder_can_have_names_its_key(name: str, reason: str) -> None:
+    with pytest.raises(UserError, match=reason) as caught:
+        resolve_model(name, key="sample.teacher")
+    assert caught.value.where == "sample.teacher"
+
+
+def test_a_name_that_ollama_cannot_have(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "manifests" / "registry.ollama.ai" / "library").mkdir(parents=True)
+    monkeypatch.setenv("OLLAMA_MODELS", str(tmp_path))
+    with pytest.raises(UserError, match="Ollama has no model mmm"):
+        resolve_model(f"ollama:{'m' * 300}")
+
+
 def _break(folder: Path, how: str) -> None:
     weights = folder / "model.safetensors"
     config = json.loads((folder / "config.json").read_text())
@@ -196,7 +222,7 @@ def test_a_hub_model_asks_for_safe_files_and_records_the_commit(
     source = resolve_model("owner/model", "main")
     assert (source.kind, source.revision, source.folder) == ("hub", commit, folder)
     assert (asked["name"], asked["revision"]) == ("owner/model", "main")
-    assert "*.safetensors" in asked["allow_patterns"]
+    assert {"*.safetensors", *_LICENCE_FILES} <= set(asked["allow_patterns"])  # what a push passes on must be there
     assert not [pattern for pattern in asked["allow_patterns"] if pattern.endswith((".bin", ".py", ".pt"))]
 
 

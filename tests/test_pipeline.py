@@ -18,6 +18,7 @@ from click.testing import CliRunner
 from test_report import make_run
 from tiny_models import packaged_source, save_tiny, shared_cache
 
+from ssd_lite import heartbeat
 from ssd_lite.atomic import new_folder
 from ssd_lite.cli import main
 from ssd_lite.errors import MissingLibraryError, Stopped, UserError
@@ -180,6 +181,7 @@ def test_exit_codes(outcome: Ended, error: type[Exception], words: str, tmp_path
     assert f"the stage train ended with exit code {outcome.code}" in run.log_file.read_text()
 
 
+@pytest.mark.slow
 def test_a_user_error_of_a_stage_is_the_runs(tmp_path: Path) -> None:
     recipe = tmp_path / "r.yaml"
     recipe.write_text(json.dumps({"model": {"name": "no-such-model"}}))
@@ -306,6 +308,7 @@ def test_stop_and_go_on_and_one_at_a_time(sampling: tuple[list[str | Path], RunF
     assert run.manifest()["processes"]["sample"]["count"] == 2
 
 
+@pytest.mark.slow
 def test_ctrl_c_reaches_both_and_stops_once(sampling: tuple[list[str | Path], RunFolder]) -> None:
     """A terminal sends SIGINT to run and stage alike; the stage still saves its work and ends with 75."""
     words, run = sampling
@@ -357,6 +360,40 @@ def test_a_whole_run_on_a_tiny_model(tmp_path: Path) -> None:
     code, out, _ = ended(start(*words), 5)
     assert (code, json.loads(out)["ran"]) == (0, {})
     assert run.manifest_file.read_bytes() == manifest
+
+
+def test_a_run_corrects_the_plan_while_a_stage_works(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The stage's process is a script that writes the news of a training and waits to be stopped."""
+    run = finished_run(tmp_path / "r")
+    (run.adapter / "weights").unlink()
+    run.metrics.unlink()  # written by hand, without what a plan reads
+    news = {
+        "state": "working",
+        "updated_unix": time.time() + 60,
+        "stage": "train",
+        "label": "training",
+        "unit": "steps",
+        "done": 5,
+        "total": 20,
+        "done_here": 5,
+        "seconds_here": 50.0,
+        "seconds_left": 150.0,
+        "price": None,
+        "card": None,
+    }
+    (tmp_path / "news.json").write_text(json.dumps(news))
+    script = tmp_path / "stage"
+    script.write_text(f"#!/bin/sh\ncp {tmp_path}/news.json {run.path}/{heartbeat.FILE}\nsleep 0.5\nexit 75\n")
+    script.chmod(0o700)
+    monkeypatch.setattr(sys, "executable", str(script))
+    monkeypatch.setattr("ssd_lite.stages.child.LOOK_S", 0.1)
+    said: list[str] = []
+    with pytest.raises(Stopped, match="stopped in the stage 'train'"):
+        run_all(run, say=said.append)
+    assert said[0] == "[3/7] train"
+    corrected = [line for line in said if "plan corrected" in line]
+    assert len(corrected) == 1
+    assert corrected[0].startswith("plan corrected: train 3m20s in all at the measured pace")
 
 
 def test_a_signal_between_stages_starts_no_other(tmp_path: Path) -> None:

@@ -142,6 +142,7 @@ def test_headers_that_disagree_with_the_config_are_told(tmp_path: Path) -> None:
     assert any("with care" in note for note in value["notes"])
 
 
+@pytest.mark.slow
 def test_a_gguf_is_planned_from_its_header() -> None:
     pytest.importorskip("gguf")
     from tiny_models import packaged_source
@@ -157,6 +158,20 @@ def test_lines_of_an_own_problem_file_are_counted(tmp_path: Path) -> None:
     file.write_text('{"id": "a"}\n\n' * 7)
     few = value_of("quickstart", "--set", f"problems.train={file}", "--mean-tokens", "10")
     assert few["stages"]["sample"]["tokens"] == [70, 70]
+
+
+def test_problems_of_a_window_are_counted(tmp_path: Path) -> None:
+    keys = ("question_content", "question_id", "public_test_cases", "private_test_cases")
+    rows = [{**dict.fromkeys(keys, "x"), "contest_date": f"2025-0{month}-01"} for month in (1, 2, 5, 6)]
+    file = tmp_path / "test6.jsonl"
+    file.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    chosen = f"problems.evaluate=livecodebench:{file}:2025-02-01..2025-05-31"
+    words = ("--set", chosen, "--mean-tokens", "10", "--set", "evaluate.n=1", "--set", "evaluate.k=[1]")
+    answered = value_of("quickstart", *words)["stages"]["evaluate"]["tokens"]
+    assert answered == [2 * 2 * 10] * 2, "two problems, two arms, ten tokens"
+    refused = run("quickstart", "--set", f"{chosen}:v6")
+    assert refused.exit_code == 2
+    assert "'v6' stands after the window" in refused.output
 
 
 def steps(run_folder: RunFolder, count: int) -> None:

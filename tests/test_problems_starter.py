@@ -99,6 +99,7 @@ def test_golden_passes_and_constant_programs_fail(problem: Problem) -> None:
         assert f"def {problem.test.entry_point}(" in problem.messages[0]["content"]
 
 
+@pytest.mark.slow
 def test_all_golden_programs_pass_the_real_grader() -> None:
     with Grader() as grader:
         assert check_golden(grader, TRAINING) == "177 of 177 problems have a golden solution, and each passes"

@@ -402,6 +402,11 @@ def test_paths_of_this_machine_become_their_last_part(tmp_path: Path, monkeypatc
         "a/b and 1/2": "a/b and 1/2",
     }
     assert {text: privacy.clean(text) for text in cases} == cases
+    asked = "/mnt/lcb:release_v6:2025-02-01.."
+    value = {**recipe.model_dump(), "problems": {"evaluate": f"livecodebench:{asked}"}}
+    privacy = Privacy(RunFolder(run.path, recipe.model_validate(value)))
+    cleaned = privacy.clean(f"livecodebench:{asked}2025-05-31 of /mnt/lcb")
+    assert cleaned == "livecodebench:lcb:release_v6:2025-02-01..2025-05-31 of lcb"
 
 
 def test_names_of_repositories(tmp_path: Path) -> None:

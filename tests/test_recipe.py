@@ -53,7 +53,6 @@ REFUSED = [
     ("evaluate", {"base": {"top_k": 20}}),
     ("evaluate", {"sandbox": "docker"}),
     ("export", {"types": ["q4"]}),
-    ("export", {"types": []}),
     ("evaluate", {"k": []}),
     ("report", {"pairs": 51}),
     ("problems", {"train_limit": 0}),

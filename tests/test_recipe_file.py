@@ -2,12 +2,17 @@
 
 from __future__ import annotations
 
+import re
+from collections.abc import Iterator
 from pathlib import Path
+from typing import Any, get_args
 
 import pytest
 import yaml
+from pydantic import BaseModel
 
 from ssd_lite.errors import UserError
+from ssd_lite.recipe import Recipe
 from ssd_lite.recipe_file import differences, dump_recipe, load_recipe, packaged_recipes, schema
 
 MODEL = "model: {name: m}\n"
@@ -50,10 +55,113 @@ def test_a_whole_number_is_no_text_and_text_no_number(write) -> None:
         load_recipe(write(f'{MODEL}sample: {{temperature: "0.7"}}'))
 
 
-@pytest.mark.parametrize("value", [".nan", ".inf", "-.inf"])
-def test_numbers_that_are_none_are_refused(write, value: str) -> None:
-    with pytest.raises(UserError, match=r"sample\.temperature"):
-        load_recipe(write(f"{MODEL}sample: {{temperature: {value}}}"))
+def floats_of(section: type[BaseModel], path: tuple[str, ...] = ()) -> Iterator[tuple[str, ...]]:
+    """The path of every key that takes a float, in all sections, lists and options."""
+    for name, field in section.model_fields.items():
+        for part in parts_of(field.annotation):
+            if part is float:
+                yield (*path, name)
+            elif isinstance(part, type) and issubclass(part, BaseModel):
+                yield from floats_of(part, (*path, name))
+
+
+def parts_of(annotation: Any) -> Iterator[Any]:
+    """What an annotation is made of: X of list[X], of X | None and of Annotated[X, …]."""
+    inner = get_args(annotation)
+    yield from (part for one in inner for part in parts_of(one)) if inner else (annotation,)
+
+
+FLOATS = sorted(set(floats_of(Recipe)))
+
+
+def test_the_floats_of_all_sections_are_found() -> None:
+    some = {"train.weight_decay", "train.grpo.beta", "compare.grid.top_p", "compare.dev_share", "evaluate.base.min_p"}
+    assert some < set(map(".".join, FLOATS))
+    assert len(FLOATS) >= 20
+
+
+@pytest.mark.parametrize("value", [".nan", ".inf", "-.inf", "1e999"])
+@pytest.mark.parametrize("path", FLOATS, ids=".".join)
+def test_numbers_that_are_none_are_refused(write, path: tuple[str, ...], value: str) -> None:
+    key = ".".join(path)
+    in_list = path[:2] == ("compare", "grid")
+    with pytest.raises(UserError) as caught:
+        load_recipe(write(MODEL), [f"{key}=[{value}]" if in_list else f"{key}={value}"])
+    assert f"{key}{'.0' * in_list}: Input should be" in caught.value.what
+    assert re.search(r"\(got -?(inf|nan)\)", caught.value.what)
+
+
+@pytest.mark.parametrize("text", ["010", "1_000", "1:30", "0x10", "0b11", "0o7", "00", "1__0", "0b_", "2026-11-24"])
+def test_whole_numbers_are_plain_decimals(write, text: str) -> None:
+    """YAML 1.1 reads these as 8, 1000, 90, 16, 3 and so on; 0b_ and a thirteenth month break PyYAML itself."""
+    with pytest.raises(UserError) as caught:
+        load_recipe(write(f"{MODEL}train: {{lora_r: {text}}}"))
+    assert f"train.lora_r: Input should be a valid integer (got {text!r})." in caught.value.what
+    assert "plain decimal" in caught.value.what
+
+
+@pytest.mark.parametrize("text", ["1_0.5", "1:30.5", "00.5", "2026-13-41", "0b_", "190:20:30.15", "inf", "nan"])
+def test_numbers_are_plain_decimals(write, text: str) -> None:
+    with pytest.raises(UserError) as caught:
+        load_recipe(write(f"{MODEL}sample: {{temperature: {text}}}"))
+    assert f"sample.temperature: Input should be a valid number (got {text!r})." in caught.value.what
+
+
+@pytest.mark.parametrize(("text", "number"), [("2", 2.0), ("+0.5", 0.5), (".5", 0.5), ("1.", 1.0), ("1E+2", 100.0)])
+def test_plain_decimals_are_numbers(write, text: str, number: float) -> None:
+    assert load_recipe(write(f"{MODEL}sample: {{temperature: {text}}}")).sample.temperature == number
+
+
+@pytest.mark.parametrize("text", ["0123456", "2026-11-24", "1_000", "=", "12:30", "0x1f"])
+def test_what_is_no_plain_decimal_is_text_without_quotes(write, text: str) -> None:
+    recipe = load_recipe(write(f"model: {{name: m, revision: {text}}}"))
+    assert recipe.model.revision == text
+    assert load_recipe(write(dump_recipe(recipe), "again.yaml")).model.revision == text
+
+
+@pytest.mark.parametrize("opened", ["[", "{a: ", "- "])
+def test_what_is_nested_without_end_is_refused(write, opened: str) -> None:
+    path = write(opened * 3000)
+    with pytest.raises(UserError, match="nested too deeply") as caught:
+        load_recipe(path)
+    assert caught.value.where == path
+    with pytest.raises(UserError, match="unknown key"):
+        load_recipe(write(MODEL), [f"model{'.a' * 3000}=1"])
+
+
+TAGGED = ["!!int 010", "!!int ''", "!!float 1:30", "!!bool no", "!!timestamp x", "!!map x", "!!seq x", "!!str [a]"]
+
+
+@pytest.mark.parametrize("value", [*TAGGED, "9" * 5000])
+def test_tags_do_not_get_around_the_rules(write, value: str) -> None:
+    with pytest.raises(UserError, match="is not YAML") as caught:
+        load_recipe(write(f"{MODEL}sample:\n  n: {value}\n"))
+    assert caught.value.where.endswith(".yaml:3")
+
+
+def test_a_value_that_stands_for_more_than_memory_holds_is_named_in_short(write) -> None:
+    """Each alias holds ten of the one before it: written out, they are 10^9 letters."""
+    lines = ["x0: &x0 [a, a, a, a, a, a, a, a, a, a]"]
+    lines += [f"x{n}: &x{n} [{', '.join([f'*x{n - 1}'] * 10)}]" for n in range(1, 9)]
+    with pytest.raises(UserError) as caught:
+        load_recipe(write("\n".join([*lines, "model: {name: *x8}"])))
+    assert "model.name: Input should be a valid string (got [" in caught.value.what
+    assert len(caught.value.what) < 5_000
+
+
+@pytest.mark.parametrize("name", ["~nosuchuser/x.yaml", "x" * 300, f"runs/{'x' * 300}.yaml"])
+def test_a_name_that_no_file_can_have_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, name: str) -> None:
+    (tmp_path / "runs").mkdir()
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(UserError) as caught:
+        load_recipe(name)
+    wanted = "no home folder is known for '~nosuchuser'" if name.startswith("~") else "File name too long"
+    assert wanted in str(caught.value)
+
+
+def test_a_name_that_names_no_folder_is_refused(write) -> None:
+    with pytest.raises(UserError, match="name: String should have at most 128"):
+        load_recipe(write(MODEL), [f"name={'x' * 300}"])
 
 
 def test_a_key_that_stands_twice_is_refused_with_both_lines(write) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from typing import Any
 
 import pytest
@@ -21,6 +22,28 @@ PRESETS = {
     "qwen3-4b-thinking-qlora-24gb": ((1.1, 20, 0.95), (0.7, 20, 0.95), (0.6, 20, 0.95)),
     # Not in the paper: borrowed from Qwen3-4B-Thinking-2507, and the file must say so.
     "qwen3-8b-qlora-24gb": ((1.1, 20, 0.95), (0.7, 20, 0.95), (0.6, 20, 0.95)),
+}
+# Rate as a share of its peak at the end, AdamW's moments and decay: alike for every model there. Its warm-up is 250 of
+# 2,500 steps for the instruct models and 50 of 300 for the thinking ones; 32 samples a step; one sample a prompt.
+TRAINING = {
+    "train.min_lr_rate": 1e-6 / 5e-6,
+    "train.adam_beta1": 0.9,
+    "train.adam_beta2": 0.95,
+    "train.weight_decay": 0.1,
+    "sample.n": 1,
+    "curate.only_correct": False,
+    "train.target": "sampled",
+    "train.grpo": None,
+    "sample.teacher": None,
+    "sample.null_arm": False,
+}
+INSTRUCT, THINKING = (250, 2500), (50, 300)
+WARM_UP = {
+    "llama-3.1-8b-instruct-qlora-24gb": INSTRUCT,
+    "qwen3-4b-instruct-qlora-24gb": INSTRUCT,
+    "qwen3-4b-instruct-vllm-qlora-24gb": INSTRUCT,
+    "qwen3-4b-thinking-qlora-24gb": THINKING,
+    "qwen3-8b-qlora-24gb": THINKING,
 }
 MODELS = {
     "llama-3.1-8b-instruct-qlora-24gb": "meta-llama/Llama-3.1-8B-Instruct",
@@ -72,6 +95,18 @@ def test_a_card_recipe_has_the_settings_of_the_paper(name: str) -> None:
     assert recipe.train.method == "qlora"
     assert recipe.problems.train == "rstar-coder"
     assert recipe.train.max_length >= recipe.sample.max_new_tokens
+
+
+@pytest.mark.parametrize("name", FOR_CARDS)
+def test_a_card_recipe_trains_as_the_paper_did(name: str) -> None:
+    """Steps of the paper's size and with its course of the rate; the rate's peak is LoRA's own and no preset."""
+    recipe = load_recipe(name)
+    settings, (rising, steps) = flat(recipe.model_dump()), WARM_UP[name]
+    assert {key: settings[key] for key in TRAINING} == pytest.approx(TRAINING)
+    assert recipe.train.per_device_train_batch_size * recipe.train.gradient_accumulation_steps == 32
+    assert math.ceil(recipe.train.warmup_ratio * steps) == rising
+    for decoding in (recipe.sample, recipe.evaluate.base, recipe.evaluate.tuned):
+        assert decoding.min_p == 0.0
 
 
 @pytest.mark.parametrize("name", FOR_CARDS)

@@ -119,6 +119,12 @@ def test_every_number_of_the_arms_is_on_the_page(run: RunFolder) -> None:
         assert fact in words
 
 
+def test_the_verdict_on_the_page_names_set_count_samples_and_cap(run: RunFolder) -> None:
+    """What a score must be read with stands beside the verdict, before anything else is said."""
+    before, _, _ = page_of(run).words.partition("What it does not show")
+    assert "over the problems. Set starter: 30 problems, 5 samples each, at most 256 tokens." in before
+
+
 def test_every_setting_is_on_the_page_and_the_changed_ones_stand_out(run: RunFolder) -> None:
     report(run)
     page = run.report.read_text(encoding="utf-8")

@@ -21,6 +21,7 @@ def _browser() -> list[str]:
     return [program, *(f"--{option}" for option in options.split())]
 
 
+@pytest.mark.slow
 def test_a_browser_opens_the_page_and_runs_nothing_of_a_model(tmp_path: Path) -> None:
     browser, run = _browser(), make_run(tmp_path / "run")
     report(run)

@@ -224,6 +224,18 @@ def test_notes_arms_and_the_log(tmp_path: Path) -> None:
     assert arm.path.is_dir()
 
 
+def test_a_full_disk_never_hides_behind_the_log(tmp_path: Path) -> None:
+    """/dev/full is a disk without room: it opens and refuses every write."""
+    run = RunFolder.create(tmp_path / "a", recipe())
+    run.log("a path of other bytes: \udcff")
+    assert "\\udcff" in run.log_file.read_text(encoding="utf-8")
+    run.log_file.unlink()
+    run.log_file.symlink_to("/dev/full")
+    with pytest.raises(OSError, match="No space left"):
+        run.log_file.write_text("x")
+    run.log("nobody reads this")
+
+
 def test_a_moved_run_is_the_same_run(tmp_path: Path) -> None:
     run = RunFolder.create(tmp_path / "a", recipe())
     run.finish("sample", {"samples": 3}, 1.0)

@@ -151,6 +151,7 @@ def test_a_text_longer_than_the_context_is_refused(tmp_path) -> None:
         read("hf", save_tiny(tmp_path / "m"), texts(1000, [(1, 600)]))
 
 
+@pytest.mark.slow
 def test_it_sees_the_laws_that_the_sampler_drew_from(packaged_model) -> None:
     """Mean entropy and survivors that a sample carries are those read afterwards, on both engines."""
     from ssd_lite.engines.sampling.choice import open_sampler

@@ -13,11 +13,12 @@ from typing import Any
 
 import numpy as np
 import pytest
-from vllm_stand_in import END, law, logits
+from vllm_stand_in import END, law, logits, told_of
 
 from ssd_lite.engines.sampling.choice import open_sampler
+from ssd_lite.engines.sampling.law import truncate
 from ssd_lite.engines.sampling.sampler import Completion, Request, SamplerOptions, ServerOptions
-from ssd_lite.engines.sampling.server_api import LlamaServer
+from ssd_lite.engines.sampling.server_api import LlamaServer, _arrays
 from ssd_lite.engines.sampling.server_process import ServerProcess, free_port
 from ssd_lite.engines.sampling.server_sampler import ServerSampler, _completion
 from ssd_lite.errors import Stopped, UserError
@@ -54,8 +55,9 @@ def drawn(made: ServerSampler, asked: list[Request], settings: SamplingSettings 
         made.close()
 
 
-def faulty(tmp_path: Path, fault: str, **more: Any) -> ServerSampler:
-    return sampler(tmp_path, f"{STAND_IN} --fault {shlex.quote(fault)}", **more)
+def faulty(tmp_path: Path, fault: str, ties: str = "", **more: Any) -> ServerSampler:
+    command = f"{STAND_IN} --fault {shlex.quote(fault)}" + (f" --ties {ties}" if ties else "")
+    return sampler(tmp_path, command, **more)
 
 
 def alive(pid: int) -> bool:
@@ -126,6 +128,52 @@ def test_the_laws_it_tells_become_targets(tmp_path: Path) -> None:
         assert one.entropy_nats == pytest.approx(np.mean(entropies), abs=1e-4)
 
 
+# -- ties, as logits of bfloat16 have them ----------------------------------------------------------------------------
+
+TIES = ["keep", "exact", "whole"]
+
+
+@pytest.mark.parametrize("ties", TIES)
+def test_a_right_server_of_bfloat16_is_taken_and_its_laws_hold(ties: str, tmp_path: Path) -> None:
+    calls = tmp_path / "calls"
+    settings = SamplingSettings(1.6, 20, 0.8, 0.0, 64)
+    made = sampler(tmp_path, f"{STAND_IN} --ties {ties} --calls {calls}", keep_targets=True)
+    found = drawn(made, requests(40), settings)
+    outside = alone = tokens = 0
+    for one in found:
+        assert one.targets is not None
+        assert one.targets.hold(one.ids)
+        assert one.entropy_nats is not None
+        ids, probs = one.targets.padded()
+        assert np.allclose(probs.sum(axis=1), 1, atol=1e-6)
+        for place, last in enumerate([one.request.prompt.ids[-1], *one.ids[:-1]]):
+            best = _arrays([(int(name[9:]), v) for name, v in told_of(logits(last, ties), one.ids[place], 20).items()])
+            assert best is not None
+            ours = truncate(best[0][None, :20], best[1][None, :20], settings)
+            inside = one.ids[place] in ours.ids[ours.probs > 0]
+            outside += not inside
+            if not inside:
+                assert (ids[place, 0], probs[place, 0]) == (one.ids[place], 1.0)
+            alone += probs[place, 0] == 1.0 and ours.counts()[0] > 1
+            tokens += 1
+    assert outside > 0, "a tie fell otherwise than in our own cut, or this tests nothing"
+    assert alone < 0.15 * tokens, "soft targets are laws"
+    assert {json.loads(line).get("logprobs") for line in calls.read_text().splitlines()} == {20}, "vLLM tells no more"
+
+
+@pytest.mark.parametrize("ties", TIES)
+@pytest.mark.parametrize(
+    "fault", ["ignores temperature", "ignores top_k", "ignores top_p", "a wider top_p", "a narrower top_p"]
+)
+def test_another_law_is_refused_in_bfloat16_too(fault: str, ties: str, tmp_path: Path) -> None:
+    made = faulty(tmp_path, fault, ties=ties)
+    with pytest.raises(UserError, match="vLLM does not draw from the law of this recipe"):
+        drawn(made, requests(20), SamplingSettings(1.6, 20, 0.8, 0.0, 64))
+
+
+# -- laws, faults -----------------------------------------------------------------------------------------------------
+
+
 @pytest.mark.parametrize("fault", ["ignores temperature", "ignores top_k", "ignores top_p", "ignores min_p"])
 def test_another_law_is_refused_before_anything_is_kept(fault: str, tmp_path: Path) -> None:
     settings = SamplingSettings(1.6, 4, *((1.0, 0.4) if fault == "ignores min_p" else (0.7, 0.0)), 64)
@@ -149,6 +197,7 @@ def test_a_law_of_more_tokens_than_it_tells_is_tried_with_fewer(top_k: int, tmp_
         ("drops the end token", "without one of the model's end tokens"),
         ("tells no token ids", "gave no completion that can be trained on"),
         ("tells no logprobs", "tells no log-probabilities"),
+        ("tells equals", "of 1.. tokens of vLLM hang on a tie"),
         ("refuses", "status 400: .*top_k is not allowed"),
         ("is another server", "neither llama.cpp's server"),
         ("does not start", "ended with exit code 1. Its last words: .*no card was found"),
@@ -173,6 +222,31 @@ def test_what_came_before_it_died_is_kept(tmp_path: Path) -> None:
     assert len(found) == 12 - 8, "eight answered the probe"
 
 
+@pytest.mark.parametrize("batch", [16, 4])
+def test_a_stop_throws_nothing_away_that_has_come(batch: int, tmp_path: Path) -> None:
+    """All have answered when it is heard, at the first that is counted: all are handed out, and said to be."""
+    calls = tmp_path / "calls"
+    made, found = sampler(tmp_path, f"{STAND_IN} --calls {calls}", batch=batch), []
+
+    def count(tokens: int) -> None:
+        if not tokens and not found:
+            return
+        until = time.monotonic() + 30
+        while calls.read_bytes().count(b"\n") < 8 + 16 and time.monotonic() < until:
+            time.sleep(0.05)
+        time.sleep(0.5)  # the last were asked just now
+        raise Stopped(f"stopped after {len(found)}.")
+
+    def collect() -> None:
+        for one in made.sample(requests(16), LAW, count):
+            found.append(one.request.prompt.problem_id)
+
+    with pytest.raises(Stopped, match=r"stopped after 16\."):
+        collect()
+    made.close()
+    assert sorted(found) == sorted(request.prompt.problem_id for request in requests(16))
+
+
 def test_a_server_that_stumbles_is_asked_again(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("ssd_lite.engines.sampling.server_sampler._AGAIN_S", 0.01)
     assert len(drawn(faulty(tmp_path, "stumbles", batch=1), requests(20))) == 20
@@ -193,6 +267,7 @@ def test_loading_has_a_limit_and_a_stop_is_heard_meanwhile(tmp_path: Path) -> No
     assert gone(pid)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("fault", ["hangs", "hangs at once"])
 def test_a_stop_while_it_thinks_ends_it_at_once(fault: str, tmp_path: Path) -> None:
     """Among the completions, and in the answers by which its law is tried."""
@@ -229,7 +304,7 @@ def test_it_ends_with_a_process_that_is_killed(tmp_path: Path) -> None:
     code = f"""
 import sys, time
 from pathlib import Path
-from ssd_lite.engines.sampling.server_api import LlamaServer
+from ssd_lite.engines.sampling.server_api import LlamaServer, _arrays
 from ssd_lite.engines.sampling.server_process import ServerProcess, free_port
 port = free_port()
 words = {shlex.split(STAND_IN)!r}
@@ -271,7 +346,7 @@ def test_a_place_that_llama_server_tells_nothing_of(tmp_path: Path) -> None:
     reply = LlamaServer(64).reply(answer, (END,))
     assert reply.best is not None
     assert [None if best is None else best[0].tolist() for best in reply.best] == [[5, 9], None, [7, 9], [END, 9]]
-    made = _completion(requests(1)[0], reply, SamplingSettings(1.0, 2, 1.0, 0.0, 8))
+    made = _completion(requests(1)[0], reply, SamplingSettings(1.0, 2, 1.0, 0.0, 8), LlamaServer(64).best_for(2))
     assert made.targets is not None
     assert made.targets.counts.tolist() == [2, 1, 2, 2]
     assert made.targets.hold(reply.ids)

@@ -24,10 +24,12 @@ from ssd_lite.run_folder import RunFolder
 from ssd_lite.stages import pipeline
 from ssd_lite.stages.answers import read_samples
 from ssd_lite.stages.checkup.recipe import with_needs
+from ssd_lite.stages.curate import curate
 from ssd_lite.stages.evaluate import evaluate
 from ssd_lite.stages.pages.page import spread
 from ssd_lite.stages.report_findings import read_findings
 from ssd_lite.stages.sample import sample
+from ssd_lite.stages.train import train
 
 ON = ["sample.engine=server", "evaluate.engine=server"]
 VLLM = "server.command=vllm serve {model} --port {port} --max-model-len {context}"
@@ -138,6 +140,27 @@ def test_samples_of_a_server_are_trained_on_as_any(tmp_path: Path) -> None:
 
 
 @pytest.mark.slow
+def test_a_token_that_only_the_server_takes_for_an_end_is_none(tmp_path: Path) -> None:
+    """llama.cpp ends at <file_sep> and such, the model does not: it is asked for the rest, and the law is kept."""
+    pytest.importorskip("xllamacpp", reason="xllamacpp is not installed")
+    more = {"engine": "server", "max_new_tokens": 60, "batch_size": 2, "n": 1, "targets": "keep"}
+    run = RunFolder.create(tmp_path / "run", recipe_of(tmp_path, problems={"train_limit": 40}, sample=more))
+    sample(run)
+    from ssd_lite.engines.sampling.targets import Targets
+    from ssd_lite.span_file import read_span
+
+    gone_on = 0
+    for one in read_samples(run.samples):
+        assert len(one.completion_ids) == 60 or one.finish_reason == "stop"
+        assert (one.finish_reason == "stop") == (one.completion_ids[-1] in (0, 2))
+        assert one.targets is not None
+        targets = Targets.from_bytes(read_span(run.targets, one.targets), len(one.completion_ids))
+        assert targets.hold(one.completion_ids)
+        gone_on += any(token in (3, 4, 5) for token in one.completion_ids[:-1])
+    assert gone_on, "or this tests nothing"
+
+
+@pytest.mark.slow
 def test_soft_targets_from_a_server(tmp_path: Path) -> None:
     pytest.importorskip("xllamacpp", reason="xllamacpp is not installed")
     more = {"engine": "server", "max_new_tokens": 8, "batch_size": 2, "targets": "keep"}
@@ -151,6 +174,33 @@ def test_soft_targets_from_a_server(tmp_path: Path) -> None:
         assert one.entropy_nats is not None
         targets = Targets.from_bytes(read_span(run.targets, one.targets), len(one.completion_ids))
         assert targets.hold(one.completion_ids)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("target", ["soft", "sampled"])
+@pytest.mark.parametrize("ties", ["keep", "exact", "whole"])
+def test_samples_of_a_server_in_bfloat16_are_trained_on(ties: str, target: str, tmp_path: Path) -> None:
+    """Ties at the law's edge fall as the server likes: its tokens are in their targets all the same."""
+    sections = {
+        "problems": {"train_limit": 24},
+        "server": {"command": f"{STAND_IN} --ties {ties}"},
+        "sample": {
+            "engine": "server",
+            "max_new_tokens": 48,
+            "targets": "keep",
+            "temperature": 1.6,
+            "top_k": 20,
+            "top_p": 0.8,
+        },
+        "curate": {"cut_off": "keep", "drop_stubs": False},
+        "train": {"target": target, "max_steps": 2, "lora_r": 2},
+    }
+    run = RunFolder.create(tmp_path / "run", recipe_of(tmp_path, **sections))
+    sample(run)
+    curate(run)
+    assert train(run)["steps"] == 2
+    last = json.loads(run.metrics.read_text().splitlines()[-1])
+    assert {"support_compression", "alignment", "target_entropy"} <= set(last), "the laws were read"
 
 
 @pytest.mark.slow

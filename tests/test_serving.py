@@ -101,6 +101,7 @@ def exported(packaged_model, tmp_path_factory: pytest.TempPathFactory) -> dict[s
     return {**written, "gguf": paths["q8_0"], "folder": packaged_model.folder}
 
 
+@pytest.mark.slow
 def test_the_law_stands_in_the_file_as_llama_cpp_reads_it(exported) -> None:
     fields = open_gguf(exported["gguf"]).fields
     found = {key.removeprefix("general.sampling."): value for key, value in fields.items() if ".sampling." in key}

@@ -69,6 +69,9 @@ def test_a_completion_that_the_laws_cannot_have_given_is_noticed() -> None:
     assert targets.hold(drawn)
     assert not targets.hold([*drawn[:4], int(law.ids[4, -1])])  # cut from the last position's nucleus
     assert not targets.hold(drawn[:4])
+    cut = int(law.ids[0, -1])
+    assert targets.outside(drawn).tolist() == []
+    assert targets.outside([cut, *drawn[1:3], cut, drawn[4]]).tolist() == [0, 3]
 
 
 def test_a_law_of_no_numbers_is_refused_when_it_comes_up() -> None:
@@ -131,6 +134,7 @@ def how(packaged_model):
 PROBLEMS = [Problem(f"p{i}", ({"role": "user", "content": f"Add {i} and 1."},)) for i in range(3)]
 
 
+@pytest.mark.slow
 def test_samples_and_laws_survive_a_stop(how, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Stopped in the middle, a piece of a law lost at the end: gone on with, all laws are those of one go."""
     whole = dataclasses.replace(how, targets_file=tmp_path / "whole.bin")
@@ -222,6 +226,7 @@ def gradient(model: LossModel, batch: dict[str, torch.Tensor]) -> torch.Tensor:
     return torch.cat([tensor.grad.flatten() for tensor in trainable(model).values() if tensor.grad is not None])
 
 
+@pytest.mark.slow
 def test_the_mean_gradient_of_sampled_targets_converges_to_that_of_soft_ones(tmp_path: Path) -> None:
     """On a tiny model with LoRA, the context fixed and only the target drawn anew: the error falls as 1/sqrt(draws)."""
     network = build_model(save_tiny_model(tmp_path / "tiny"), Train(lora_r=4, gradient_checkpointing=False))
@@ -269,9 +274,32 @@ def test_rows_are_read_with_their_laws(tmp_path: Path) -> None:
     assert read.targets is not None
     assert (read.soft, read.completion_ids) == (True, row.completion_ids)
     assert np.array_equal(read.targets.probs, row.targets.probs)
-    other = dataclasses.replace(row, completion_ids=(*row.completion_ids[:5], 299))
-    with pytest.raises(UserError, match="not those of this row's tokens"):
-        read_rows(write_row(tmp_path, other, span), 99, targets, soft=True)
+
+
+def test_laws_that_are_not_a_rows_are_said(tmp_path: Path) -> None:
+    """Also where the drawn token is trained: a token without a place among its survivors would train on nothing."""
+    row, targets = row_with_laws(True), tmp_path / "t.bin"
+    assert row.targets is not None
+    with SpanFile(targets, []) as spans:
+        span = spans.append(row.targets.to_bytes())
+    ids = row.completion_ids
+    for changed, words in (
+        (
+            (*ids[:5], 299),
+            r"1 of its 6 tokens cannot have been drawn from the laws .* in t\.bin, first the one at place 5",
+        ),
+        ((299, *ids[1:4], 299, ids[5]), "2 of its 6 tokens .* at place 0"),
+        (ids[:5], "not the targets of 5 positions"),
+    ):
+        file = write_row(tmp_path, dataclasses.replace(row, completion_ids=changed), span)
+        with pytest.raises(UserError, match=words) as caught:
+            read_rows(file, 99, targets, soft=True)
+        assert str(caught.value.next_step).endswith("sample again in a new folder with --out.")
+        with pytest.raises(UserError, match=r"or move .*t\.bin away: train.target sampled does without"):
+            read_rows(file, 99, targets)
+        targets.rename(tmp_path / "away")
+        assert read_rows(file, 99, targets)[0].targets is None, "the advice works"
+        (tmp_path / "away").rename(targets)
 
 
 def test_soft_training_without_laws_is_refused_and_sampled_training_goes_on(tmp_path: Path) -> None:

@@ -64,6 +64,7 @@ def wait_for_steps(folder: Path, count: int, process: subprocess.Popen[bytes]) -
     raise AssertionError(f"the child did not reach step {count}: {process.communicate()[1].decode()[-2000:]}")
 
 
+@pytest.mark.slow
 def test_killed_and_resumed_ends_with_the_same_bits(place: Path) -> None:
     """SIGKILL between two checkpoints, dropout on: adapter and log equal the uninterrupted run's."""
     whole = go(place / "whole", small(lora_dropout=0.1))

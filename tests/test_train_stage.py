@@ -3,16 +3,21 @@
 from __future__ import annotations
 
 import json
+from dataclasses import asdict
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 from tiny_model import random_rows, save_tiny_model
 
 from ssd_lite.engines import model_source
+from ssd_lite.engines.sampling.targets import Targets
 from ssd_lite.errors import UserError
-from ssd_lite.recipe import Model, Recipe, Train
+from ssd_lite.journal import read_records
+from ssd_lite.recipe import Model, Recipe, Sample, Train
 from ssd_lite.run_folder import RunFolder
+from ssd_lite.span_file import SpanFile
 from ssd_lite.stages.train import read_rows, train
 
 
@@ -49,6 +54,38 @@ def test_it_trains_and_remembers(run: RunFolder) -> None:
     assert (run.adapter / "adapter_model.safetensors").is_file()
     run.train_rows.unlink()  # done is done: nothing is read again
     assert train(run) == summary
+
+
+@pytest.mark.parametrize("temperature", [0.7, 1.6])
+def test_the_terms_of_the_loss_have_the_teachers_temperature(run: RunFolder, temperature: float) -> None:
+    """T·H(q) of a q that is 0.7 and 0.3 everywhere is known; (1-T)·H(p(·|S)) has the sign of 1-T."""
+    recipe = run.recipe.model_copy(update={"sample": Sample(temperature=temperature)})
+    run = RunFolder(run.path, recipe)
+    run.finish("sample", {}, 0.0)
+    run.finish("curate", {}, 0.0)
+    write_kept_laws(run)
+    train(run)
+    steps = read_records(run.metrics)
+    assert len(steps) == 3
+    entropy = -(0.7 * np.log(0.7) + 0.3 * np.log(0.3))
+    for step in steps:
+        assert step["target_entropy"] == pytest.approx(temperature * entropy, rel=1e-5)
+        assert step["reshaping"] * (1 - temperature) > 0
+
+
+def write_kept_laws(run: RunFolder) -> None:
+    """The rows again, each token drawn from itself and its neighbour."""
+    lines = [json.loads(line) for line in run.train_rows.read_text().splitlines()]
+    run.targets.parent.mkdir(exist_ok=True)
+    with SpanFile(run.targets, []) as spans:
+        for line in lines:
+            drawn = np.array(line["completion_ids"], dtype=np.uint32)
+            ids = np.stack([drawn, (drawn + 1) % 300], axis=1).flatten()
+            laws = Targets(
+                np.full(len(drawn), 2, np.uint16), ids, np.tile(np.array([0.7, 0.3], np.float32), len(drawn))
+            )
+            line["targets"] = asdict(spans.append(laws.to_bytes()))
+    run.train_rows.write_text("".join(json.dumps(line) + "\n" for line in lines))
 
 
 def test_a_killed_publish_is_made_again_from_the_last_checkpoint(run: RunFolder) -> None:

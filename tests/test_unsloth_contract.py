@@ -32,6 +32,9 @@ class Base(torch.nn.Module):
     def get_output_embeddings(self) -> Any:
         return self.lm_head
 
+    def get_decoder(self) -> Base:
+        return self
+
 
 def wheel() -> Path:
     """The folder that holds the package `unsloth`."""

@@ -89,7 +89,7 @@ def save_tiny(
     }
     torch.manual_seed(0)
     config = getattr(transformers, f"{name}Config")(**{**common, **settings})
-    model = getattr(transformers, f"{name}ForCausalLM")(config)
+    model = transformers.AutoModelForCausalLM.from_config(config)
     for parameter in model.parameters():
         if parameter.dim() == 1:
             torch.nn.init.normal_(parameter, 0.5, 0.5)
@@ -128,3 +128,54 @@ def hf_logits(folder: Path, ids: list[int]) -> Any:
     model = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32)
     with torch.no_grad():
         return model(torch.tensor([ids])).logits[0, -1].numpy()
+
+
+MIXTURES = {
+    "qwen3_moe": {"num_experts": 4, "num_experts_per_tok": 2, "moe_intermediate_size": 32},
+    "qwen2_moe": {"num_experts": 4, "moe_intermediate_size": 32, "shared_expert_intermediate_size": 48},
+    "glm4_moe": {"n_routed_experts": 4, "num_experts_per_tok": 2, "moe_intermediate_size": 32},
+    "mixtral": {"num_local_experts": 4},
+}
+SEEING = {
+    "qwen3_5": (
+        {
+            "linear_key_head_dim": 16,
+            "linear_value_head_dim": 16,
+            "linear_num_key_heads": 2,
+            "linear_num_value_heads": 4,
+        },
+        {"depth": 1, "hidden_size": 32, "intermediate_size": 64, "num_heads": 2, "out_hidden_size": 64},
+    ),
+    "gemma3": ({}, {"hidden_size": 32, "intermediate_size": 64, "num_hidden_layers": 1, "num_attention_heads": 2}),
+}
+
+
+def save_family(folder: Path, family: str, **settings: Any) -> Path:
+    """A random model of MIXTURES, or of SEEING with its image tower, as such models are published; no tokenizer."""
+    torch = pytest.importorskip("torch")
+    transformers = pytest.importorskip("transformers")
+    text = {
+        "vocab_size": 300,
+        "hidden_size": 64,
+        "intermediate_size": 128,
+        "num_hidden_layers": 4,
+        "num_attention_heads": 4,
+        "num_key_value_heads": 2,
+        "head_dim": 16,
+        "max_position_embeddings": 256,
+        "pad_token_id": 0,
+        "initializer_range": 0.1,
+        **MIXTURES.get(family, {}),
+        **settings,
+    }
+    torch.manual_seed(0)
+    make = transformers.CONFIG_MAPPING[family]
+    if family in SEEING:
+        of_text, vision = SEEING[family]
+        config = make(text_config=text | of_text, vision_config={"patch_size": 14, "image_size": 28, **vision})
+        model = transformers.AutoModelForImageTextToText.from_config(config)
+    else:
+        model = transformers.AutoModelForCausalLM.from_config(make(**text))
+    model.to(torch.float32).save_pretrained(folder)
+    (folder / "tokenizer.json").write_text("{}")
+    return folder

@@ -5,14 +5,16 @@ from __future__ import annotations
 import functools
 import json
 import sys
-from collections.abc import Callable
-from contextlib import nullcontext, redirect_stdout
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager, nullcontext, redirect_stdout
 from dataclasses import dataclass
 from typing import Any
 
 import click
 
 from ssd_lite.errors import Stopped, UserError
+
+_SAID = "ssd_lite.said"  # in click's meta: the object of a failure is out
 
 
 @dataclass(frozen=True)
@@ -25,7 +27,10 @@ class Answer:
 
 
 def answers_json(command: Callable[..., Answer | None]) -> Callable[..., None]:
-    """Give a command --json. It gets `as_json` and returns an Answer; a failure is an object too, `{"error": …}`."""
+    """Give a command --json. It gets `as_json` and returns an Answer; a failure is an object too, `{"error": …}`.
+
+    What fails before a command begins, an unknown option for instance, is `failures_as_json`'s.
+    """
 
     @functools.wraps(command)
     def wrapper(*args: Any, as_json: bool, **options: Any) -> None:
@@ -33,17 +38,18 @@ def answers_json(command: Callable[..., Answer | None]) -> Callable[..., None]:
             # What libraries print on the way must not spoil the one object on stdout.
             with redirect_stdout(sys.stderr) if as_json else nullcontext():
                 answer = command(*args, as_json=as_json, **options)
-        except click.ClickException as error:
+        except Exception as error:
             if as_json:
-                click.echo(json.dumps(_failure(error), ensure_ascii=False))
+                _say_failure(error, click.get_current_context())
             raise
         if answer is None:
             return
         if answer.text:
-            click.echo(answer.text, err=as_json)
+            click.echo(_fitting(answer.text), err=as_json)
         if as_json:
+            click.get_current_context().meta[_SAID] = True
             failed = {} if answer.failure is None else _failure(answer.failure)
-            click.echo(json.dumps({**answer.value, **failed}, ensure_ascii=False))
+            _say({**answer.value, **failed})
         if answer.failure is not None:
             raise answer.failure
 
@@ -51,8 +57,40 @@ def answers_json(command: Callable[..., Answer | None]) -> Callable[..., None]:
     return option(wrapper)
 
 
-def _failure(error: click.ClickException) -> dict[str, Any]:
-    body: dict[str, Any] = {"error": error.message, "exit_code": error.exit_code, "stopped": isinstance(error, Stopped)}
+@contextmanager
+def failures_as_json(context: click.Context, words: Sequence[str]) -> Iterator[None]:
+    """Say as an object what fails, where --json is among the words of the command line and no command has said it."""
+    try:
+        yield
+    except click.ClickException as error:
+        if "--json" in words and not context.meta.get(_SAID):
+            _say_failure(error, context)
+        raise
+
+
+def _say_failure(error: Exception, context: click.Context) -> None:
+    if not isinstance(error, (click.exceptions.Exit, click.Abort)):  # how click ends a command, no failures
+        context.meta[_SAID] = True
+        _say(_failure(error))
+
+
+def _say(value: dict[str, Any]) -> None:
+    """Print one object, with JSON's escapes where stdout cannot take its letters."""
+    text = json.dumps(value, ensure_ascii=False)
+    click.echo(text if _fitting(text) == text else json.dumps(value))
+
+
+def _fitting(text: str) -> str:
+    """The text as stdout can take it: an ASCII terminal has no arrows, and bytes of a path may be no letters."""
+    encoding = sys.stdout.encoding or "utf-8"
+    return text.encode(encoding, "backslashreplace").decode(encoding)
+
+
+def _failure(error: Exception) -> dict[str, Any]:
+    if not isinstance(error, click.ClickException):
+        return {"error": f"{type(error).__name__}: {error}", "exit_code": 1, "stopped": False}
+    message = error.format_message()
+    body: dict[str, Any] = {"error": message, "exit_code": error.exit_code, "stopped": isinstance(error, Stopped)}
     if isinstance(error, UserError):
         body |= {"what": error.what, "where": error.where, "next_step": error.next_step}
     return body

@@ -2,15 +2,16 @@
 
 from __future__ import annotations
 
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import click
 
 from ssd_lite.command_line.answers import Answer, answers_json, with_example
 from ssd_lite.command_line.model_options import OF_MODEL, in_options, model_options, results_folder, thinking_option
+from ssd_lite.command_line.paths import PATH
 from ssd_lite.command_line.process import locked_folder, opened_run
 from ssd_lite.errors import UserError
+from ssd_lite.user_path import user_path
 
 if TYPE_CHECKING:
     from ssd_lite.recipe import Recipe
@@ -30,9 +31,7 @@ _OF_BOTH = {"limit"}
 @click.option("--limit", type=click.IntRange(min=1), metavar="N", help="Read at most N samples; default 64.")
 @click.option("--temperature", type=float, metavar="T", help="T_train; default 1.6.")
 @model_options
-@click.option(
-    "--out", type=click.Path(path_type=Path), metavar="DIR", help="Where results go; default diagnoses/MODEL-SET-T."
-)
+@click.option("--out", type=PATH, metavar="DIR", help="Where results go; default diagnoses/MODEL-SET-T.")
 @thinking_option
 @answers_json
 def diagnose(target: str, as_json: bool, **options: Any) -> Answer:
@@ -44,7 +43,7 @@ def diagnose(target: str, as_json: bool, **options: Any) -> Answer:
     from ssd_lite.stages.pages.diagnosis_section import terminal_text
 
     given = {name: value for name, value in options.items() if value is not None}
-    folder = Path(target)
+    folder = user_path(target, "MODEL")
     if not (folder / "recipe.yaml").is_file():
         return _model(target, given)
     wrong = next((name for name in given if name not in _OF_BOTH), None)

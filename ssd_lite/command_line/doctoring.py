@@ -9,7 +9,9 @@ import click
 
 from ssd_lite.command_line.answers import Answer, answers_json, with_example
 from ssd_lite.command_line.finite import FiniteRange
+from ssd_lite.command_line.paths import PATH
 from ssd_lite.errors import UserError
+from ssd_lite.user_path import user_path
 
 if TYPE_CHECKING:
     from ssd_lite.recipe import Recipe
@@ -19,9 +21,7 @@ if TYPE_CHECKING:
 @click.argument("recipe", metavar="[RECIPE|FILE.yaml|DIR]", required=False)
 @click.option("--engine", type=click.Choice(["unsloth"]), help="Prove this engine against PEFT on this card; minutes.")
 @click.option("--set", "settings", multiple=True, metavar="a.b=c", help="Override one key of the recipe; repeatable.")
-@click.option(
-    "--runs", type=click.Path(path_type=Path), default="runs", show_default=True, metavar="DIR", help="Where runs go."
-)
+@click.option("--runs", type=PATH, default="runs", show_default=True, metavar="DIR", help="Where runs go.")
 @click.option("--limit", type=FiniteRange(min=1), default=60, show_default=True, metavar="S", help="Longest self-test.")
 @answers_json
 def doctor(
@@ -53,8 +53,9 @@ def _recipe(name: str, settings: tuple[str, ...]) -> Recipe:
     from ssd_lite.recipe_file import load_recipe
     from ssd_lite.run_folder import RunFolder
 
-    if not (Path(name) / "recipe.yaml").is_file():
+    run = user_path(name, "RECIPE")
+    if not (run / "recipe.yaml").is_file():
         return load_recipe(name, list(settings))
     if settings:
         raise UserError("does not go with a run, whose recipe is fixed.", where="--set")
-    return RunFolder.open(Path(name)).recipe
+    return RunFolder.open(run).recipe

@@ -9,8 +9,10 @@ import click
 
 from ssd_lite.command_line.answers import Answer, answers_json, with_example
 from ssd_lite.command_line.model_options import OF_MODEL, in_options, model_options, results_folder, thinking_option
+from ssd_lite.command_line.paths import PATH
 from ssd_lite.command_line.process import locked_folder, opened_run
 from ssd_lite.errors import UserError
+from ssd_lite.user_path import user_path
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -18,7 +20,6 @@ if TYPE_CHECKING:
     from ssd_lite.grading.tiers import Choice
     from ssd_lite.recipe import Recipe
 
-PATH = click.Path(path_type=Path)
 SANDBOXES = click.Choice(["auto", "bubblewrap", "landlock"])
 BLOCKS = click.Choice(["last", "first", "whole"])
 
@@ -145,6 +146,7 @@ def _report_text(report: dict[str, Any], out: Path) -> str:
     return "\n".join(
         [
             f"evaluate: {count}, {rates}, mean length {report['mean_tokens']:.0f} tokens",
+            report["problems"]["note"],
             *rows,
             *(f"Warning: {warning}" for warning in warnings),
             f"in {out}",
@@ -171,8 +173,8 @@ def grade(samples: Path, problems: str, as_json: bool, **options: Any) -> Answer
     from ssd_lite.stages.grade import grade_file, refuse_outputs
 
     interchange = Interchange(options["evalplus"], options["livecodebench"])
-    if Path(problems).is_file():
-        refuse_outputs({"--problems": Path(problems)}, options["out"], interchange)
+    if (file := user_path(problems, "--problems")).is_file():
+        refuse_outputs({"--problems": file}, options["out"], interchange)
     chosen = load_problems(problems, role="evaluate")
     isolation: Choice = "none" if options["unsafe_sandbox"] else options["sandbox"] or "auto"
     done = grade_file(
@@ -186,4 +188,4 @@ def grade(samples: Path, problems: str, as_json: bool, **options: Any) -> Answer
     rates = [f"{key}: {100 * value:.1f} %" for key, value in done.items() if key.startswith("pass@")]
     verdicts = ", ".join(f"{count} {verdict}" for verdict, count in done["verdicts"].items())
     head = f"grade: {done['samples']} samples of {done['problems']} problems: {verdicts}"
-    return Answer(done, "\n".join([head, *rates, done["golden"], f"isolation: {done['grading']['tier']}"]))
+    return Answer(done, "\n".join([head, chosen.note, *rates, done["golden"], f"isolation: {done['grading']['tier']}"]))

@@ -135,8 +135,9 @@ def _files_text(done: dict[str, Any], folder: Path) -> str:
     rows = [f"export: {folder / file['path']}, {file['bytes'] / 1e6:.0f} MB" for file in done["files"]]
     rows = rows or ["export: no file, as export.types asks for none"]
     beside = [f"export: {folder / done[key]}" for key in ("imatrix", "modelfile", "preset", "guide") if key in done]
-    where = folder / Path(done["modelfile"]).parent
-    served = [f"serve:  {done['server']}", f"serve:  from {where}"] if "server" in done else []
+    served = []
+    if "server" in done:
+        served = [f"serve:  {done['server']}", f"serve:  from {folder / Path(done['modelfile']).parent}"]
     return "\n".join([*rows, *beside, *check_lines(done.get("checks") or {}), *served])
 
 

@@ -9,7 +9,9 @@ import click
 
 from ssd_lite.command_line.answers import Answer, answers_json, with_example
 from ssd_lite.command_line.finite import POSITIVE
+from ssd_lite.command_line.paths import PATH
 from ssd_lite.errors import UserError
+from ssd_lite.user_path import user_path
 
 
 @click.command(
@@ -24,7 +26,7 @@ from ssd_lite.errors import UserError
 @click.option("--ram", "ram_gb", type=POSITIVE, metavar="GB", help="Memory of the host.")
 @click.option("--disk", "disk_gb", type=POSITIVE, metavar="GB", help="Free disk.")
 @click.option("--set", "settings", multiple=True, metavar="a.b=c", help="Override one key of the recipe; repeatable.")
-@click.option("--write", type=click.Path(path_type=Path), metavar="FILE", help="Write the recipe that fits.")
+@click.option("--write", type=PATH, metavar="FILE", help="Write the recipe that fits.")
 @answers_json
 def plan(recipe: str, settings: tuple[str, ...], write: Path | None, as_json: bool, **asked: Any) -> Answer:
     """Say what a recipe needs on a card, before you pay.
@@ -39,10 +41,11 @@ def plan(recipe: str, settings: tuple[str, ...], write: Path | None, as_json: bo
     from ssd_lite.stages.plan_run import plan_run
 
     question, measured = stage.Question(**asked), None
-    if (Path(recipe) / "recipe.yaml").is_file():
+    run = user_path(recipe, "RECIPE")
+    if (run / "recipe.yaml").is_file():
         if settings:
             raise UserError("does not go with a run, whose recipe is fixed.", where="--set")
-        answered, measured = plan_run(RunFolder.open(Path(recipe)), question)
+        answered, measured = plan_run(RunFolder.open(run), question)
     else:
         answered = stage.plan(load_recipe(recipe, list(settings)), question)
     text = words.as_text(answered, measured)
@@ -60,8 +63,6 @@ def _written(text: str | None, file: Path) -> str:
         raise UserError("is there already.", where=str(file), next_step="Name another file for --write.")
     try:
         write_text(file, text)
-    except OSError as error:
-        raise UserError(
-            f"cannot be written: {error.strerror}.", where=str(file), next_step="Name another file for --write."
-        ) from error
+    except UserError as error:
+        raise UserError(error.what, where=error.where, next_step="Name another file for --write.") from error
     return f"The recipe that fits: {file}"

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING
 
 import click
 
+from ssd_lite.atomic import disk_errors
 from ssd_lite.errors import Stopped
 
 if TYPE_CHECKING:
@@ -51,7 +52,7 @@ def opened_run(folder: Path, stage: str) -> Iterator[RunFolder]:
     with run_lock(folder) if first else nullcontext(-1) as lock:
         _as_child(folder, lock)
         try:
-            with _heartbeat(run, stage) if first else nullcontext():
+            with _heartbeat(run, stage) if first else nullcontext(), disk_errors(folder):
                 yield run
         except click.ClickException as error:
             run.log(error.format_message())
@@ -111,6 +112,6 @@ def locked_folder(folder: Path) -> Iterator[None]:
 
     make_out_folder(folder)
     prepare_process()
-    with run_lock(folder) as lock:
+    with run_lock(folder) as lock, disk_errors(folder):
         _as_child(folder, lock)
         yield

@@ -8,6 +8,7 @@ from typing import Any
 import click
 
 from ssd_lite.command_line.answers import Answer, answers_json, with_example
+from ssd_lite.command_line.paths import PATH
 from ssd_lite.command_line.process import prepare_process
 from ssd_lite.errors import Stopped
 
@@ -20,7 +21,7 @@ KINDS = click.Choice(["adapter", "merged", "gguf", "samples", "report"])
         "ssd-lite push runs/quickstart --what adapter --what gguf --repo-id me/quickstart",
     )
 )
-@click.argument("folder", metavar="DIR", type=click.Path(path_type=Path))
+@click.argument("folder", metavar="DIR", type=PATH)
 @click.option("--what", type=KINDS, multiple=True, required=True, help="What to push; repeatable.")
 @click.option("--repo-id", metavar="OWNER/NAME", help="Default: your name and the run's; several kinds get endings.")
 @click.option("--public", is_flag=True, help="Make new repositories public; they are private without it.")

@@ -8,6 +8,7 @@ from pathlib import Path
 import click
 
 from ssd_lite.command_line.answers import Answer, answers_json, with_example
+from ssd_lite.command_line.paths import PATH
 
 
 @click.group(invoke_without_command=True, epilog=with_example("ssd-lite recipes", "ssd-lite recipes show quickstart"))
@@ -43,7 +44,7 @@ def show(name: str, as_json: bool) -> Answer:
 
 @recipes.command(epilog=with_example("ssd-lite recipes cloud", "ssd-lite recipes cloud --copy cloud"))
 @click.argument("name", required=False)
-@click.option("--copy", "folder", type=click.Path(path_type=Path), metavar="DIR", help="Write all, or NAME, here.")
+@click.option("--copy", "folder", type=PATH, metavar="DIR", help="Write all, or NAME, here.")
 @answers_json
 def cloud(name: str | None, folder: Path | None, as_json: bool) -> Answer:
     """List the files for rented machines, print one, or copy them.

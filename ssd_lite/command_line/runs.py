@@ -27,7 +27,11 @@ if TYPE_CHECKING:
 @click.option("--out", type=PATH, metavar="DIR", help="Run folder; default runs/NAME below the current folder.")
 @click.option("--set", "settings", multiple=True, metavar="a.b=c", help="Override one key of the recipe; repeatable.")
 @click.option("--unsafe-sandbox", is_flag=True, help="Grade programs with your rights: --set evaluate.sandbox=none.")
-@click.option("--strict", is_flag=True, help="Exit with 1, at the end, where the tuned model fell behind the base or a GGUF never stops.")
+@click.option(
+    "--strict",
+    is_flag=True,
+    help="Exit with 1, at the end, where the tuned model fell behind the base or a GGUF never stops.",
+)
 @click.option("--max-hours", type=POSITIVE, metavar="H", help="Stop cleanly after so many hours of this command.")
 @click.option("--max-cost", type=POSITIVE, metavar="C", help="The same in money; needs --price.")
 @click.option("--price", type=POSITIVE, metavar="P", help="What an hour of this machine costs; shown as money so far.")

@@ -8,7 +8,10 @@ from pathlib import Path
 from ssd_lite.errors import MissingLibraryError, UserError
 
 # Weights as safetensors only (a pickle can run code), the tokenizer, the settings, and what licences ask to pass on.
-_WANTED = ["*.safetensors", "*.json", "*.jinja", "tokenizer.model", "merges.txt", "README.md", "LICENSE*", "NOTICE*"]
+_WANTED = [
+    "*.safetensors", "*.json", "*.jinja", "tokenizer.model", "merges.txt", "README.md", "LICENSE*", "NOTICE*",
+    "USE_POLICY*",
+]  # fmt: skip
 # Copies of the weights in other layouts.
 _UNWANTED = ["*/*", "consolidated*"]
 
@@ -31,7 +34,7 @@ def download(name: str, revision: str | None) -> tuple[Path, str | None]:
         ) from error
     except errors.RevisionNotFoundError as error:
         raise UserError("has no such revision.", where=where, next_step="Look at its commits on the Hub.") from error
-    except errors.RepositoryNotFoundError as error:
+    except (errors.RepositoryNotFoundError, errors.HFValidationError) as error:
         raise UserError(
             "is neither a local folder nor a model on the Hub that you may read.",
             where=where,

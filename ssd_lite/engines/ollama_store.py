@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from ssd_lite.errors import UserError
+from ssd_lite.user_path import user_path
 
 PREFIX = "ollama:"
 _MODEL, _ADAPTER = "application/vnd.ollama.image.model", "application/vnd.ollama.image.adapter"
@@ -24,9 +25,10 @@ def store_folder() -> Path:
     """`$OLLAMA_MODELS`, else `~/.ollama/models`, else where a Linux service keeps it."""
     named = os.environ.get("OLLAMA_MODELS")
     if named:
-        return Path(named).expanduser()
-    own, service = Path.home() / ".ollama" / "models", Path("/usr/share/ollama/.ollama/models")
-    return service if service.is_dir() and not own.is_dir() else own
+        return user_path(named, "OLLAMA_MODELS")
+    own, service = user_path("~/.ollama/models", "OLLAMA_MODELS"), Path("/usr/share/ollama/.ollama/models")
+    # os.path, unlike Path, says no where the folder is another user's.
+    return service if os.path.isdir(service) and not own.is_dir() else own
 
 
 def ollama_gguf(name: str, key: str) -> Path:
@@ -63,7 +65,7 @@ def _manifest(name: str, store: Path, key: str) -> dict[str, Any]:
     for folder in _MANIFESTS:
         for host in hosts:
             file = store / folder / host / inside
-            if file.is_file():
+            if os.path.isfile(file):
                 try:
                     value = json.loads(file.read_text(encoding="utf-8"))
                 except (OSError, ValueError) as error:

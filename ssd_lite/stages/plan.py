@@ -17,10 +17,13 @@ from ssd_lite.plan.estimate import plan as estimate
 from ssd_lite.plan.prompt_sets import prompts_of
 from ssd_lite.plan.shapes import from_config, packaged_shape, packaged_shapes
 from ssd_lite.plan.work import Load, dropped_rows
+from ssd_lite.problems import livecodebench, livecodebench_name
+from ssd_lite.problems.problem_set import existing_path
 from ssd_lite.recipe import Recipe
+from ssd_lite.user_path import user_path
 
 # Sets that are known by name, and those whose name goes before a file (problems/named.py).
-_SETS, _FILE_SETS = ("starter", "humaneval", "mbpp", "rstar-coder"), ("livecodebench", "evalplus", "questions")
+_SETS, _FILE_SETS = ("starter", "humaneval", "mbpp", "rstar-coder"), ("evalplus", "questions")
 WORDS = "by arithmetic, not measured on a GPU"
 
 
@@ -98,7 +101,7 @@ def find_model(recipe: Recipe) -> tuple[Model, str]:
     shape = packaged_shape(name)
     if shape is not None:
         return Model(name, shape, packaged_shapes()[name]["kind"]), ""
-    path = ollama_gguf(name, "model.name") if name.startswith(OLLAMA) else Path(name).expanduser()
+    path = ollama_gguf(name, "model.name") if name.startswith(OLLAMA) else user_path(name, "model.name")
     if path.is_dir():
         return _folder_model(name, path)
     if path.is_file():
@@ -165,9 +168,12 @@ def _lines(name: str) -> int | None:
     head, _, rest = name.partition(":")
     if head in _SETS and not rest.endswith(".jsonl"):
         return None
+    if head == "livecodebench" and rest:
+        asked = livecodebench_name.parse(rest, Path.cwd())
+        return livecodebench.count(existing_path(Path(asked.place)), asked)
     text = rest if head in _SETS else rest.partition(":")[0] if head in _FILE_SETS else name
-    path = Path(text).expanduser()
-    if not path.exists():
+    path = Path(text)  # the stages that read it expand no `~` either
+    if not os.path.exists(path):  # unlike Path.exists it takes a name that is too long
         raise UserError(
             f"there is no problem set of this name, and no file {path.absolute()}.",
             where=name,

@@ -51,7 +51,7 @@ class PlanWatch:
                 return None
         try:
             answered, _ = plan_run(self._run, Question(gpu=card.key if card else None))
-        except (UserError, OSError):
+        except (UserError, OSError, KeyError, ValueError, ZeroDivisionError):
             return None
         planned = answered.plan.stages.get(self._stage)
         return None if planned is None else (planned.seconds[0], planned.seconds[1])

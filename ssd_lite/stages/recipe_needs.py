@@ -8,12 +8,12 @@ import json
 import shlex
 import shutil
 from dataclasses import dataclass
-from pathlib import Path
 
 from ssd_lite.engines.devices import has_cuda
 from ssd_lite.errors import MissingLibraryError, UserError
 from ssd_lite.plan.shapes import from_config, packaged_shape
 from ssd_lite.recipe import Recipe
+from ssd_lite.user_path import user_path
 
 _PACKAGED_MODEL = "smollm2-135m-instruct"
 # Types of GGUF that are written without llama.cpp.
@@ -126,7 +126,7 @@ def check_libraries(recipe: Recipe) -> None:
 
 def check_context(recipe: Recipe) -> None:
     """Raise UserError for a token cap that leaves no room for a prompt, where the model's context is known offline."""
-    shape, folder = packaged_shape(recipe.model.name), Path(recipe.model.name).expanduser()
+    shape, folder = packaged_shape(recipe.model.name), user_path(recipe.model.name, "model.name")
     if shape is None and (folder / "config.json").is_file():
         with contextlib.suppress(UserError, ValueError, TypeError, KeyError):
             shape = from_config(json.loads((folder / "config.json").read_text(encoding="utf-8")), str(folder))

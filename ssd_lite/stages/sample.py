@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib.util
 import time
 from typing import Any
 
@@ -10,7 +11,7 @@ from ssd_lite.problems.overlap import refuse_overlap
 from ssd_lite.records import SamplingSettings
 from ssd_lite.run_folder import RunFolder
 from ssd_lite.stages.answers import Answering, answer, take
-from ssd_lite.stages.base_model import base_model, teacher_model
+from ssd_lite.stages.base_model import base_model, check_gguf, teacher_model
 from ssd_lite.stages.correctness import require_gradable
 from ssd_lite.stages.cut_off import cap_warnings
 from ssd_lite.stages.evaluation.guard import guard_problems
@@ -30,6 +31,9 @@ def sample(run: RunFolder) -> dict[str, Any]:
     refuse_overlap(problems, [*evaluation.problems, *guard_problems(recipe)])
     if recipe.curate.only_correct:
         require_gradable(run, problems)
+    if not run.samples.is_file():
+        check_gguf(recipe, base_model(run))
+        _refuse_untrainable(run)
     how = _answering(run)
     summary = answer(problems, how, run.samples, "sample")
     summary |= {
@@ -48,6 +52,19 @@ def sample(run: RunFolder) -> dict[str, Any]:
     }
     run.finish("sample", summary, time.monotonic() - started)
     return summary
+
+
+def _refuse_untrainable(run: RunFolder) -> None:
+    """Raise UserError now for a model that training or merging would refuse after hours of sampling.
+
+    A GGUF is not asked: its folder is written here, under plain names. Nor is a machine that cannot train.
+    """
+    source, libraries = base_model(run), ("torch", "transformers", "accelerate", "peft")
+    if source.folder is None or any(importlib.util.find_spec(library) is None for library in libraries):
+        return
+    from ssd_lite.engines.training.peft_model import check_trainable
+
+    check_trainable(source.folder, run.recipe.train)
 
 
 def _answering(run: RunFolder) -> Answering:

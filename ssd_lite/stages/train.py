@@ -138,12 +138,20 @@ def _targets(path: Path, span: Span | None, row: TrainingRow, where: str) -> Tar
                 next_step="Sample with sample.targets: keep in a new run, or set train.target: sampled.",
             )
         return None
+    without = "" if row.soft else f", or move {path} away: train.target sampled does without"
+    mend = f"Curate again; if that changes nothing, sample again in a new folder with --out{without}."
     try:
         targets = Targets.from_bytes(read_span(path, span), len(row.completion_ids))
     except ValueError as error:
-        raise UserError(f"{error}.", where=str(path), next_step="Sample again in a new folder with --out.") from error
-    if not targets.hold(row.completion_ids):
-        raise UserError("the kept laws are not those of this row's tokens.", where=where, next_step="Curate again.")
+        raise UserError(f"its laws in {path}: {error}.", where=where, next_step=mend) from error
+    outside = targets.outside(row.completion_ids)
+    if len(outside):
+        raise UserError(
+            f"{len(outside)} of its {len(row.completion_ids)} tokens cannot have been drawn from the laws kept for "
+            f"them in {path.name}, first the one at place {outside[0]}: this row or that file was changed.",
+            where=where,
+            next_step=mend,
+        )
     return targets
 
 

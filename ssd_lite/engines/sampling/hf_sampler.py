@@ -20,7 +20,6 @@ from ssd_lite.errors import Stopped, UserError
 from ssd_lite.progress import tell
 from ssd_lite.records import SamplingSettings
 
-
 PADDING_DISTANCE = {torch.float32: 0.01, torch.bfloat16: 0.1}
 """Total variation of a law that rounding may make, since another shape of a batch is another rounding."""
 
@@ -91,8 +90,8 @@ class HfSampler:
         if distance <= PADDING_DISTANCE[self._model.dtype]:
             return wanted
         tell(
-            f"Warning: this model's next token depends on the padding before a prompt (total variation {distance:.2f}), "
-            "so each completion is drawn alone, which is slow. An update of transformers may mend it.\n"
+            f"Warning: this model's next token depends on the padding before a prompt (total variation {distance:.2f}),"
+            " so each completion is drawn alone, which is slow. An update of transformers may mend it.\n"
         )
         return 1
 

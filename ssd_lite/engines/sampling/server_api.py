@@ -11,7 +11,7 @@ import http.client
 import json
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, Protocol
 
 import numpy as np
@@ -22,6 +22,8 @@ from ssd_lite.records import FinishReason, SamplingSettings
 
 VLLM_MOST_LOGPROBS = 20
 """What vLLM gives unless its --max-logprobs says otherwise."""
+TIES_SHOWN = 8
+"""Tokens asked for beyond top_k: from them one sees what ties with the k-th."""
 _SEEDS = 2**31 - 1
 
 
@@ -40,14 +42,21 @@ Best = tuple[npt.NDArray[np.int64], npt.NDArray[np.float64]]
 class Reply:
     """A completion: its token ids with the end token that ended it, and where asked for, the best tokens a position.
 
-    `best` holds for each id the likeliest tokens at T = 1 without truncation: their ids and log-probabilities; None
-    where the server does not tell them.
+    `best` holds for each id the likeliest tokens at T = 1 without truncation, and with vLLM the id itself where it is
+    none of them: their ids and log-probabilities; None where the server does not tell them. `goes_on` where the server
+    ended at a token that ends nothing for this model, so that the rest is still to be asked for.
     """
 
     ids: tuple[int, ...]
     finish_reason: FinishReason
     prompt_tokens: int
     best: list[Best | None] | None = None
+    goes_on: bool = False
+
+    def then(self, rest: Reply) -> Reply:
+        """This and what was drawn after it."""
+        best = None if self.best is None or rest.best is None else self.best + rest.best
+        return replace(rest, ids=self.ids + rest.ids, prompt_tokens=self.prompt_tokens, best=best)
 
 
 class Api(Protocol):
@@ -55,6 +64,10 @@ class Api(Protocol):
 
     name: str
     context_length: int
+
+    def best_for(self, top_k: int) -> int:
+        """How many of the likeliest tokens to ask for where the law takes top_k of them."""
+        ...
 
     def body(
         self, prompt: Sequence[int], settings: SamplingSettings, seed: int, end_ids: Sequence[int], best: int
@@ -114,6 +127,10 @@ class LlamaServer:
     def __init__(self, context_length: int) -> None:
         self.context_length = context_length
 
+    def best_for(self, top_k: int) -> int:
+        """See `Api`."""
+        return top_k + TIES_SHOWN
+
     def body(
         self, prompt: Sequence[int], settings: SamplingSettings, seed: int, end_ids: Sequence[int], best: int
     ) -> tuple[str, dict[str, Any]]:
@@ -127,6 +144,11 @@ class LlamaServer:
             "top_p": settings.top_p,
             "min_p": settings.min_p,
             "repeat_penalty": 1.0,
+            # Flags of its command line that act beside the samplers named above.
+            "dynatemp_range": 0.0,
+            "mirostat": 0,
+            "logit_bias": [],
+            "ignore_eos": False,
             "seed": seed % _SEEDS,
             "n_probs": best,
             "return_tokens": True,
@@ -135,15 +157,19 @@ class LlamaServer:
         }
 
     def reply(self, answer: Mapping[str, Any], end_ids: Sequence[int]) -> Reply:
-        """See `Api`. It tells nothing of a token that ends inside a character, so places are found by their ids."""
+        """See `Api`. It tells nothing of a token that ends inside a character, so places are found by their ids; and it
+        ends at tokens that it takes for ends by their names, such as <file_sep>.
+        """
         places = list(answer.get("completion_probabilities") or [])
         best: list[Best | None] = []
         for token in answer["tokens"] if places else ():
             told = places.pop(0) if places and places[0]["id"] == token else None
             pairs = [(entry["id"], entry["logprob"]) for entry in told["top_logprobs"]] if told else []
             best.append(_arrays(pairs))
-        ended = answer["stop_type"] == "eos"
-        return _reply(answer["tokens"], ended, end_ids, answer["tokens_evaluated"], best)
+        ended, tokens = answer["stop_type"] == "eos", answer["tokens"]
+        goes_on = ended and bool(tokens) and not set(tokens) & set(end_ids)
+        reply = _reply(tokens, ended and not goes_on, end_ids, answer["tokens_evaluated"], best)
+        return replace(reply, goes_on=goes_on)
 
 
 class Vllm:
@@ -153,6 +179,10 @@ class Vllm:
 
     def __init__(self, model: str, context_length: int) -> None:
         self.model, self.context_length = model, context_length
+
+    def best_for(self, top_k: int) -> int:
+        """See `Api`. No more than every vLLM tells, unless top_k itself is more."""
+        return max(top_k, min(top_k + TIES_SHOWN, VLLM_MOST_LOGPROBS))
 
     def body(
         self, prompt: Sequence[int], settings: SamplingSettings, seed: int, end_ids: Sequence[int], best: int
@@ -202,8 +232,11 @@ class Vllm:
 
 
 def _arrays(pairs: Sequence[tuple[int, float]]) -> Best | None:
-    """The pairs that have a probability, likeliest first, as arrays; None where there is none."""
-    known = sorted((pair for pair in pairs if math.isfinite(pair[1])), key=lambda pair: -pair[1])
+    """The pairs that have a probability, likeliest first, as arrays; None where there is none.
+
+    Equals stand by id: vLLM names the drawn token first, and an order that follows the draw would bend the law.
+    """
+    known = sorted((pair for pair in pairs if math.isfinite(pair[1])), key=lambda pair: (-pair[1], pair[0]))
     if not known:
         return None
     return np.array([i for i, _ in known], dtype=np.int64), np.array([value for _, value in known], dtype=np.float64)

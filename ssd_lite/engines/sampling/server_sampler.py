@@ -13,18 +13,18 @@ import time
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor, wait
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 import numpy as np
 
-from ssd_lite.engines.sampling.law import Survivors
 from ssd_lite.engines.sampling.sampler import Completion, CountTokens, Engine, Request, SamplerOptions, check_lengths
 from ssd_lite.engines.sampling.server_api import Api, Reply, ServerError, ask, find_api
-from ssd_lite.engines.sampling.server_probe import laws_of, refuse_another_law
+from ssd_lite.engines.sampling.server_law import ToldLaw, laws_of
+from ssd_lite.engines.sampling.server_probe import refuse_another_law
 from ssd_lite.engines.sampling.server_process import ServerProcess, free_port
 from ssd_lite.engines.sampling.targets import TargetsBuilder
-from ssd_lite.errors import UserError
+from ssd_lite.errors import Stopped, UserError
 from ssd_lite.records import SamplingSettings
 
 _TRIES = 3
@@ -124,24 +124,43 @@ class _Asking:
         return [future.result() for future in futures]
 
     def all(self, requests: Sequence[Request]) -> Iterator[Completion]:
-        """Completions as they come. Raises UserError where the server ended or keeps refusing."""
+        """Completions as they come. Raises UserError where the server ended or keeps refusing, Stopped after a signal.
+
+        What has come is handed out before anything is raised: its hours are spent.
+        """
         for request in requests:
             self._pool.submit(self._work, request)
         left = len(requests)
         while left:
-            try:
-                came = self._came.get(timeout=_POLL_S)
-            except queue.Empty:
-                self.count_tokens(0)
-                self.process.check()
-                continue
-            if isinstance(came, BaseException):
+            came = self._next()
+            if isinstance(came, Completion):
+                left -= 1
+                yield came
+            trouble = self._trouble(came)
+            if trouble is not None:
                 yield from self._finished()
+                self.count_tokens(0)  # a stop says anew how much is saved by now
                 self.process.check()
-                raise came
-            left -= 1
-            self.count_tokens(len(came.ids))
-            yield came
+                raise trouble
+
+    def _next(self) -> Completion | BaseException | None:
+        """What comes next; None where nothing has for a moment."""
+        try:
+            return self._came.get(timeout=_POLL_S)
+        except queue.Empty:
+            return None
+
+    def _trouble(self, came: Completion | BaseException | None) -> BaseException | None:
+        """Why to end: an error that came, a stop, a server that has ended."""
+        if isinstance(came, BaseException):
+            return came
+        try:
+            self.count_tokens(0 if came is None else len(came.ids))
+            if came is None:
+                self.process.check()
+        except (Stopped, UserError) as error:
+            return error
+        return None
 
     def _finished(self) -> Iterator[Completion]:
         """What else has come by now."""
@@ -157,13 +176,23 @@ class _Asking:
         if self._stop.is_set():
             return
         try:
-            best = self.settings.top_k if self.options.keep_targets else 0
-            self._came.put(_completion(request, self.reply(request, self.settings, best), self.settings))
+            best = self.api.best_for(self.settings.top_k) if self.options.keep_targets else 0
+            self._came.put(_completion(request, self.reply(request, self.settings, best), self.settings, best))
         except BaseException as error:
             self._came.put(error)
 
     def reply(self, request: Request, settings: SamplingSettings, best: int) -> Reply:
-        """The server's answer to a request. What fails is asked again some times. Raises UserError."""
+        """The server's answer to a request, whole. What fails is asked again some times. Raises UserError."""
+        reply = self._one_reply(request, settings, best)
+        while reply.goes_on and len(reply.ids) < settings.max_new_tokens and not self._stop.is_set():
+            prompt = replace(request.prompt, ids=(*request.prompt.ids, *reply.ids))
+            # Another seed: the same would repeat the random numbers of the first part.
+            after = replace(request, prompt=prompt, seed=request.seed + len(reply.ids))
+            left = replace(settings, max_new_tokens=settings.max_new_tokens - len(reply.ids))
+            reply = reply.then(self._one_reply(after, left, best))
+        return reply
+
+    def _one_reply(self, request: Request, settings: SamplingSettings, best: int) -> Reply:
         path, body = self.api.body(request.prompt.ids, settings, request.seed, self.options.end_ids, best)
         tried = 0
         while True:
@@ -193,23 +222,21 @@ def _refused(words: str, request: Request) -> UserError:
     )
 
 
-def _completion(request: Request, reply: Reply, settings: SamplingSettings) -> Completion:
-    """With the laws where the server told them; without, nobody counted entropy and survivors.
+def _completion(request: Request, reply: Reply, settings: SamplingSettings, asked: int) -> Completion:
+    """With the laws where the server told the `asked` likeliest tokens; without, nobody counted entropy and survivors.
 
-    At a position that it tells nothing of, the target is the drawn token itself: right on average, as sampling is.
+    Where it tells nothing of a position, or the token hangs on a tie at the law's edge, the target is the drawn token
+    itself: right on average, as sampling is (`ToldLaw.target`).
     """
     if reply.best is None:
         return Completion(request, reply.ids, reply.finish_reason, None, None)
-    laws, targets = laws_of(reply, settings), TargetsBuilder()
+    laws, targets = laws_of(reply, settings, asked), TargetsBuilder()
     for token, law in zip(reply.ids, laws, strict=True):
-        if law is None:
-            targets.add(np.array([token]), np.ones(1))
-        else:
-            targets.add(law.ids[0], law.probs[0])
+        targets.add(*((np.array([token]), np.ones(1)) if law is None else law.target(token)))
     facts = [_facts(law) for law in laws if law is not None]
     entropy, survivors = (float(np.mean(values)) for values in zip(*facts, strict=True)) if facts else (None, None)
     return Completion(request, reply.ids, reply.finish_reason, entropy, survivors, targets.build())
 
 
-def _facts(law: Survivors) -> tuple[float, int]:
-    return float(law.entropies()[0]), int(law.counts()[0])
+def _facts(law: ToldLaw) -> tuple[float, int]:
+    return float(law.law.entropies()[0]), int(law.law.counts()[0])

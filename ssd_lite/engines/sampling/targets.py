@@ -16,6 +16,9 @@ _BYTES_A_POSITION, _BYTES_A_SURVIVOR = 2, 8
 class Targets:
     """The law each token of a completion was drawn from, positions one after another.
 
+    From a server that is the law as far as its log-probabilities tell it, so that its mean over draws is the law
+    (`server_law.ToldLaw.target`).
+
     `counts` [positions] uint16, the survivors of each; `ids` and `probs` [sum of counts], uint32 and float32, most
     likely first; the probs of a position add up to 1.
     """
@@ -38,11 +41,13 @@ class Targets:
 
     def hold(self, tokens: Sequence[int]) -> bool:
         """True if every token could have been drawn from the law of its position."""
-        if len(tokens) != len(self):
-            return False
+        return len(tokens) == len(self) and not len(self.outside(tokens))
+
+    def outside(self, tokens: Sequence[int]) -> npt.NDArray[np.int64]:
+        """Positions whose token could not have been drawn from their law; one token a position."""
         drawn = np.repeat(np.asarray(tokens, dtype=np.int64), self.counts)
         starts = np.concatenate([[0], np.cumsum(self.counts, dtype=np.int64)[:-1]])
-        return bool(np.add.reduceat(self.ids == drawn, starts).all())
+        return np.flatnonzero(np.add.reduceat(self.ids == drawn, starts) == 0)
 
     def to_bytes(self) -> bytes:
         """Counts, ids and probs, little-endian, deflated; `from_bytes` reads them back bit for bit."""

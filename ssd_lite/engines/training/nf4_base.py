@@ -7,6 +7,7 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
+from ssd_lite.engines.training.mergeable import checkpoint_name
 from ssd_lite.engines.training.peft_model import load_base
 
 
@@ -22,7 +23,10 @@ class Nf4Base:
 
         network = load_base(folder, "qlora")
         modules = {name: module for name, module in network.named_modules() if isinstance(module, Linear4bit)}
-        self._modules = {f"{name}.weight": module for name, module in modules.items()}
+        self._modules = {}
+        for name, module in modules.items():
+            shape = (module.out_features, module.in_features)
+            self._modules[checkpoint_name(network, f"{name}.weight", shape) or f"{name}.weight"] = module
 
     @property
     def weights(self) -> list[str]:

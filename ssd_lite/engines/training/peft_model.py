@@ -12,7 +12,9 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from ssd_lite.engines.weights.adapter import BASE_FILE
+from ssd_lite.engines.training.adapted_modules import adapted_modules, check_plain, is_named, linear_modules, refusal
+from ssd_lite.engines.training.mergeable import check_mergeable, other_names
+from ssd_lite.engines.weights.adapter import BASE_FILE, CHECKPOINT_NAMES
 from ssd_lite.errors import MissingLibraryError, UserError
 from ssd_lite.recipe import Train
 
@@ -31,7 +33,8 @@ def build_model(folder: Path, settings: Train) -> nn.Module:
 
     lora and qlora give a PeftModel whose adapters are float32; full gives the causal model in float32, because small
     learning rates are lost in bfloat16 weights. The base is float32 on a CPU and bfloat16 on a CUDA card.
-    Raises UserError for modules the model does not have and for a rank above its hidden size.
+    Raises UserError for modules the model does not have, for a rank above its hidden size, and for what could not be
+    merged afterwards.
     """
     torch.manual_seed(settings.seed)
     base = load_base(folder, settings.method)
@@ -40,10 +43,22 @@ def build_model(folder: Path, settings: Train) -> nn.Module:
         network: nn.Module = base
     else:
         network = _with_adapters(base, settings)
+    check_mergeable(network, folder)
     if settings.gradient_checkpointing:
         _recompute_activations(base)
     network.train()
     return network
+
+
+def check_trainable(folder: Path, settings: Train) -> None:
+    """Raise now the UserErrors of `build_model` that need no weights; reads the headers of `folder` only."""
+    from transformers import AutoModelForCausalLM
+    from transformers.utils import logging
+
+    logging.set_verbosity_error()
+    logging.disable_progress_bar()
+    base = AutoModelForCausalLM.from_pretrained(folder, device_map="meta", local_files_only=True, use_safetensors=True)
+    check_mergeable(base if settings.method == "full" else _with_adapters(base, settings), folder)
 
 
 def _recompute_activations(base: Any) -> None:
@@ -116,16 +131,23 @@ def _with_adapters(base: Any, settings: Train) -> nn.Module:
         r=settings.lora_r,
         lora_alpha=settings.lora_alpha,
         lora_dropout=settings.lora_dropout,
-        target_modules=settings.lora_target_modules,
+        target_modules=adapted_modules(base, settings.lora_target_modules),
         bias="none",
     )
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", FutureWarning)  # PEFT asks transformers under an older name
-        network: nn.Module = get_peft_model(base, config, autocast_adapter_dtype=True)
+        try:
+            network: Any = get_peft_model(base, config, autocast_adapter_dtype=True)
+        except ValueError as error:
+            if "Cannot convert PEFT target" not in str(error):
+                raise
+            raise refusal(f"PEFT takes these modules for experts ({error}).") from error
+    check_plain(network)
     for parameter in network.parameters():
         if parameter.requires_grad:
             parameter.data = parameter.data.float()
-    return network
+    adapted: nn.Module = network
+    return adapted
 
 
 def check_adapter(base: Any, settings: Train) -> None:
@@ -139,10 +161,15 @@ def check_adapter(base: Any, settings: Train) -> None:
         )
     targets = settings.lora_target_modules
     if isinstance(targets, str):
+        if not adapted_modules(base, targets):
+            raise UserError(
+                f"{type(base).__name__} has no plain linear module that could get an adapter.",
+                where="train.lora_target_modules",
+                next_step="Set train.method: full, or take another model.",
+            )
         return
-    head = base.get_output_embeddings()
-    names = [name for name, module in base.named_modules() if isinstance(module, nn.Linear) and module is not head]
-    unknown = [target for target in targets if not any(f".{name}".endswith(f".{target}") for name in names)]
+    names = linear_modules(base)
+    unknown = [target for target in targets if not any(is_named(name, target) for name in names)]
     if unknown or not targets:
         known = ", ".join(sorted({name.rsplit(".", 1)[-1] for name in names}))
         raise UserError(
@@ -161,8 +188,10 @@ def save_trained(network: Any, folder: Path, base: BaseModel) -> None:
     """Write what merging needs into an empty folder: PEFT's two adapter files, or all weights under checkpoint names.
 
     Full fine-tuning writes `model.safetensors`, or numbered shards with `model.safetensors.index.json`, in float32.
-    Both write BASE_FILE. `adapter_config.json` names the recipe's model, never a path of the cache.
+    Both write BASE_FILE, with the checkpoint names of adapted weights that are called otherwise in the loaded model.
+    `adapter_config.json` names the recipe's model, never a path of the cache.
     """
+    recorded: dict[str, Any] = asdict(base)
     if hasattr(network, "peft_config"):
         from peft import get_peft_model_state_dict
         from safetensors.torch import save_file
@@ -175,6 +204,8 @@ def save_trained(network: Any, folder: Path, base: BaseModel) -> None:
         tensors = {name: tensor.detach().cpu().contiguous() for name, tensor in state.items()}
         save_file(tensors, folder / "adapter_model.safetensors", metadata={"format": "pt"})
         config.save_pretrained(folder)
+        names = other_names(network)
+        recorded |= {CHECKPOINT_NAMES: names} if names else {}
     else:
         network.save_pretrained(folder)
-    (folder / BASE_FILE).write_text(json.dumps(asdict(base), indent=2) + "\n", encoding="utf-8")
+    (folder / BASE_FILE).write_text(json.dumps(recorded, indent=2) + "\n", encoding="utf-8")

@@ -49,6 +49,8 @@ def build_model(folder: Path, settings: Train, *, number_format: torch.dtype = t
     """
     from unsloth import FastLanguageModel
 
+    from ssd_lite.engines.training.adapted_modules import check_plain
+    from ssd_lite.engines.training.mergeable import check_mergeable
     from ssd_lite.engines.training.peft_model import check_adapter
 
     torch.manual_seed(settings.seed)
@@ -57,6 +59,8 @@ def build_model(folder: Path, settings: Train, *, number_format: torch.dtype = t
         _check_same(base, folder)
         check_adapter(base, settings)
         network: nn.Module = FastLanguageModel.get_peft_model(base, **adapting(base, settings))
+    check_plain(network)
+    check_mergeable(network, folder)
     for parameter in network.parameters():
         if parameter.requires_grad:
             parameter.data = parameter.data.float()
@@ -91,9 +95,12 @@ def loading(folder: Path, settings: Train, number_format: torch.dtype) -> dict[s
 
 def adapting(base: Any, settings: Train) -> dict[str, Any]:
     """What goes to `FastLanguageModel.get_peft_model`; the tests check these names against the installed wheel."""
+    from ssd_lite.engines.training.adapted_modules import adapted_modules
+
     return {
         "r": settings.lora_r,
-        "target_modules": _targets(base, settings),
+        # A list of short names is what its fused kernels are chosen by.
+        "target_modules": adapted_modules(base, settings.lora_target_modules),
         "lora_alpha": settings.lora_alpha,
         "lora_dropout": settings.lora_dropout,
         "bias": "none",
@@ -108,15 +115,6 @@ def adapting(base: Any, settings: Train) -> dict[str, Any]:
 def _checkpointing(settings: Train) -> str | bool:
     # "unsloth": activations that are recomputed wait in the host's memory.
     return "unsloth" if settings.gradient_checkpointing else False
-
-
-def _targets(base: Any, settings: Train) -> list[str]:
-    """Names of the modules that get an adapter; a list of names is what its fused kernels are chosen by."""
-    if isinstance(settings.lora_target_modules, list):
-        return list(settings.lora_target_modules)
-    head = base.get_output_embeddings()
-    linear = (name for name, module in base.named_modules() if isinstance(module, nn.Linear) and module is not head)
-    return list(dict.fromkeys(name.rsplit(".", 1)[-1] for name in linear))
 
 
 def _check_same(base: Any, folder: Path) -> None:

@@ -18,6 +18,7 @@ from ssd_lite.engines.weights.safetensors_file import SafetensorsFile
 from ssd_lite.errors import UserError
 
 BASE_FILE = "ssd_lite_base.json"
+CHECKPOINT_NAMES = "checkpoint_names"
 # Settings of PEFT's LoraConfig that make it more than W + scale · B A, and the values that switch them off.
 _PLAIN = {
     "use_dora": (False,),
@@ -50,6 +51,9 @@ class Update:
 class Adapter:
     """An adapter folder, read and checked against its base.
 
+    Its modules have the names of the loaded model. Where the base's files have others (a language model inside a
+    multimodal one), training noted them in BASE_FILE under CHECKPOINT_NAMES, and `weights` are those.
+
     Raises UserError for an adapter of another base and for kinds of adapter that are not merged here.
     """
 
@@ -57,21 +61,22 @@ class Adapter:
         self.folder = folder
         self._config = read_json(folder / "adapter_config.json")
         _refuse_other_kinds(self._config, folder)
-        _refuse_another_base(folder, base_sha256)
+        refuse_another_base(folder, base_sha256)
         self._file = SafetensorsFile(folder / "adapter_model.safetensors")
         self._modules = self._read_modules()
+        self._module_of = _checkpoint_names(list(self._modules), folder)
         tied = bool(base.config.get("tie_word_embeddings"))
-        for module, shapes in self._modules.items():
-            _check_fit(module, shapes, base, folder, tied)
+        for weight, module in self._module_of.items():
+            _check_fit(weight, self._modules[module], base, folder, tied)
 
     @property
     def weights(self) -> list[str]:
         """Checkpoint names of the weights that change."""
-        return [f"{module}.weight" for module in self._modules]
+        return list(self._module_of)
 
     def update(self, weight: str) -> Update:
         """The change of one of `weights`."""
-        module = weight.removesuffix(".weight")
+        module = self._module_of[weight]
         a, b = (self._load(f"base_model.model.{module}.lora_{side}.weight") for side in "AB")
         return Update(a, b, _scale(self._config, module, len(a), self.folder))
 
@@ -94,27 +99,40 @@ class Adapter:
 
 
 def _refuse_other_kinds(config: Mapping[str, Any], folder: Path) -> None:
-    where = str(folder / "adapter_config.json")
+    reason = not_plain(config)
+    if reason is not None:
+        raise UserError(reason[0], where=str(folder / "adapter_config.json"), next_step=reason[1])
+
+
+def not_plain(config: Mapping[str, Any]) -> tuple[str, str] | None:
+    """Why an adapter of this `adapter_config.json` is not merged here, and what to do instead; None where it is."""
     if config.get("peft_type") != "LORA":
-        raise UserError(f"is an adapter of the kind {config.get('peft_type')}; only LORA is merged here.", where=where)
+        return f"is an adapter of the kind {config.get('peft_type')}; only LORA is merged here.", ""
     start = config.get("init_lora_weights")
     if isinstance(start, str) and start.lower().startswith(_CHANGES_BASE):
-        raise UserError(
+        return (
             f"init_lora_weights is {start!r}, which changed the base while training; it is not merged here.",
-            where=where,
-            next_step="Convert the adapter to plain LoRA with PEFT first.",
+            "Convert the adapter to plain LoRA with PEFT first.",
         )
     for key, off in _PLAIN.items():
         value = config.get(key)
         if value is not None and value not in off:
-            raise UserError(
-                f"{key} is {value!r}, which is not merged here.",
-                where=where,
-                next_step="Merge it with PEFT's merge_and_unload.",
-            )
+            return f"{key} is {value!r}, which is not merged here.", "Merge it with PEFT's merge_and_unload."
+    return None
 
 
-def _refuse_another_base(folder: Path, base_sha256: str) -> None:
+def _checkpoint_names(modules: list[str], folder: Path) -> dict[str, str]:
+    """Name of the weight in the base's files → name of the module in the loaded model."""
+    file = folder / BASE_FILE
+    noted = (read_json(file).get(CHECKPOINT_NAMES) if file.is_file() else None) or {}
+    names = {noted.get(f"{module}.weight", f"{module}.weight"): module for module in modules}
+    if len(names) != len(modules):
+        raise UserError(f"{CHECKPOINT_NAMES} gives two weights one name.", where=str(file), next_step="Train again.")
+    return names
+
+
+def refuse_another_base(folder: Path, base_sha256: str) -> None:
+    """Raise UserError where BASE_FILE in `folder` says that it was trained on weights of another hash."""
     file = folder / BASE_FILE
     if not file.is_file():
         return
@@ -129,10 +147,10 @@ def _refuse_another_base(folder: Path, base_sha256: str) -> None:
 
 
 def _check_fit(
-    module: str, shapes: tuple[tuple[int, ...], tuple[int, ...]], base: ModelFolder, folder: Path, tied: bool
+    weight: str, shapes: tuple[tuple[int, ...], tuple[int, ...]], base: ModelFolder, folder: Path, tied: bool
 ) -> None:
-    weight, (a, b) = f"{module}.weight", shapes
-    if module == "lm_head" and tied:
+    a, b = shapes
+    if weight == "lm_head.weight" and tied:
         raise UserError(
             "adapts the output head, whose weights are those of the embedding too (tied).",
             where=str(folder),
@@ -144,7 +162,8 @@ def _check_fit(
         raise UserError(
             f"is an adapter of another base: it wants {weight} as [{b[0]}, {a[-1]}], {base.folder} {found}.",
             where=str(folder),
-            next_step="Merge it into the base it was trained on.",
+            next_step="Merge it into the base it was trained on. If this is it, loaded weights have other names than "
+            "its files give them: PEFT's merge_and_unload merges it.",
         )
 
 

@@ -3,20 +3,20 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, Protocol
 
 import numpy as np
 
-from ssd_lite.engines.weights.adapter import Adapter
+from ssd_lite.engines.weights.adapter import BASE_FILE, Adapter, refuse_another_base
 from ssd_lite.engines.weights.model_folder import ModelFolder, weight_files
 from ssd_lite.engines.weights.number_formats import BY_TORCH_NAME, Array, convert, from_float32, to_float32
 from ssd_lite.engines.weights.safetensors_file import SafetensorsFile, TensorInfo
 from ssd_lite.errors import UserError
 
-_EMBEDDING, _HEAD = "model.embed_tokens.weight", "lm_head.weight"
+_EMBEDDINGS, _HEADS = ("embed_tokens.weight", "wte.weight"), ("lm_head.weight", "language_model.lm_head.weight")
 _ADAPTER_CONFIG = "adapter_config.json"
 
 
@@ -83,24 +83,26 @@ class _WithAdapter:
 
 
 class _Trained:
-    """Weights that full fine-tuning wrote under their checkpoint names."""
+    """Weights that full fine-tuning wrote under their checkpoint names; what it did not train stays the base's."""
 
-    def __init__(self, folder: Path, base: ModelFolder) -> None:
+    def __init__(self, folder: Path, base: ModelFolder, base_sha256: str) -> None:
+        refuse_another_base(folder, base_sha256)
         self._files: dict[str, SafetensorsFile] = {}
         for file in map(SafetensorsFile, weight_files(folder)):
             self._files |= dict.fromkeys(file.tensors, file)
         self._alias = {name: name for name in self._files}
-        if base.config.get("tie_word_embeddings") and _HEAD not in self._files and _EMBEDDING in self._files:
-            # Some bases store the tied head twice; both copies must move together.
-            self._alias[_HEAD] = _EMBEDDING
+        self._alias |= _tied_heads(self._files, base)
         self.weights = [name for name in base.tensors if name in self._alias]
         self.must_move = 1
-        for name, info in base.tensors.items():
-            alias = self._alias.get(name)
-            trained = self._files[alias].tensors[alias].shape if alias else None
-            if trained != info.shape:
+        # Only the base's hash says that a tensor the training did not write (a vision tower) is not a missing layer.
+        wanted = set(self._files) | (set() if (folder / BASE_FILE).is_file() else set(base.tensors))
+        for name in sorted(wanted):
+            alias, info = self._alias.get(name), base.tensors.get(name)
+            trained = list(self._files[alias].tensors[alias].shape) if alias else None
+            if trained is None or info is None or trained != list(info.shape):
                 raise UserError(
-                    f"was trained on another base: {name} has the shape {trained}, the base {list(info.shape)}.",
+                    f"was trained on another base: {name} has the shape {trained}, "
+                    f"the base {None if info is None else list(info.shape)}.",
                     where=str(folder),
                 )
 
@@ -109,6 +111,24 @@ class _Trained:
         file = self._files[alias]
         for old, new in zip(base.blocks(name), file.blocks(alias), strict=True):
             yield to_float32(old, base.tensors[name].dtype), to_float32(new, file.tensors[alias].dtype)
+
+
+def _tied_heads(trained: Collection[str], base: ModelFolder) -> dict[str, str]:
+    """Output head in the base's files → trained embedding: a tied head that is stored twice must move with it.
+
+    Training writes every tensor that trains, so a head it did not write was the embedding.
+    """
+    heads = [name for name in _HEADS if name in base.tensors and name not in trained]
+    embeddings = [name for name in trained if name.endswith(_EMBEDDINGS)]
+    shapes = {name: base.tensors[name].shape for name in embeddings if name in base.tensors}
+    found = {head: [e for e in shapes if shapes[e] == base.tensors[head].shape] for head in heads}
+    for head, fitting in found.items():
+        if len(fitting) != 1:
+            raise UserError(
+                f"was not trained with its output head, and which embedding {head} is a copy of cannot be told.",
+                where=str(base.folder),
+            )
+    return {head: fitting[0] for head, fitting in found.items()}
 
 
 class MergedWeights:
@@ -140,7 +160,7 @@ class MergedWeights:
             self._source = _WithAdapter(Adapter(tuned, self.base, base_sha256), quantised)
             _check_names(self._source, self.base)
         else:
-            self._source = _Trained(tuned, self.base)
+            self._source = _Trained(tuned, self.base, base_sha256)
         self._changed = set(self._source.weights)
 
     @property

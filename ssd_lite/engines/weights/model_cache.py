@@ -14,6 +14,7 @@ from pathlib import Path
 
 from ssd_lite.atomic import sha256_of_file, write_json
 from ssd_lite.errors import UserError
+from ssd_lite.user_path import user_path
 
 _HASHES = "sha256.json"
 
@@ -22,9 +23,9 @@ def cache_folder() -> Path:
     """`$SSD_LITE_CACHE`, else `$XDG_CACHE_HOME/ssd-lite`, else `~/.cache/ssd-lite`; made if need be."""
     named = os.environ.get("SSD_LITE_CACHE")
     if named:
-        folder = Path(named).expanduser()
+        folder = user_path(named, "SSD_LITE_CACHE")
     else:
-        folder = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "ssd-lite"
+        folder = user_path(os.environ.get("XDG_CACHE_HOME") or "~/.cache", "SSD_LITE_CACHE") / "ssd-lite"
     try:
         folder.mkdir(parents=True, exist_ok=True)
     except OSError as error:
@@ -94,7 +95,7 @@ def file_sha256(path: Path) -> str:
     digest = sha256_of_file(real)
     try:
         write_json(memory, {**_remembered(memory), str(real): [*stamp, digest]})
-    except OSError:
+    except UserError:
         # A cache that cannot be written costs time, not correctness.
         return digest
     return digest

@@ -89,6 +89,11 @@ def weight_files(folder: Path) -> list[Path]:
     return [single] if single.is_file() else sorted(folder.glob("*.safetensors"))
 
 
+def header_tensors(folder: Path) -> dict[str, TensorInfo]:
+    """Every tensor's place by its checkpoint name, from the headers alone; `folder` may lack a tokenizer."""
+    return {name: info for path in weight_files(folder) for name, info in SafetensorsFile(path).tensors.items()}
+
+
 def _check_index(folder: Path, found: dict[str, SafetensorsFile]) -> None:
     index = folder / INDEX_FILE
     if not index.is_file():

@@ -58,9 +58,6 @@ def run_limited(
     limit_s: float,
     stop: threading.Event | None = None,
     environment: Mapping[str, str] | None = None,
-    limit_s: float,
-    stop: threading.Event | None = None,
-    environment: Mapping[str, str] | None = None,
 ) -> tuple[int | None, str, str]:
     """Exit code (negative: signal; None: took too long and was killed), stdout and stderr of a command.
 

@@ -23,4 +23,6 @@ def failure(exported: Mapping[str, Any]) -> Endless | None:
     kinds = endless(exported.get("checks") or {})
     if not kinds:
         return None
-    return Endless(f"{', '.join(kinds)}: no reply to the short prompts ended by itself (--strict); the report says more.")
+    return Endless(
+        f"{', '.join(kinds)}: no reply to the short prompts ended by itself (--strict); the report says more."
+    )

@@ -12,6 +12,7 @@ from typing import Any
 
 from ssd_lite.errors import UserError
 from ssd_lite.run_folder import RunFolder
+from ssd_lite.user_path import user_path
 
 AUTO = "auto"
 _PIECE = 512  # tokens of a plain text that are read in one go
@@ -53,6 +54,7 @@ def importance_of(file: Path, folder: Path, tokens: int) -> Importance:
     """
     from ssd_lite.engines.gguf.imatrix_file import is_gguf, read_imatrix
 
+    file = user_path(file, "--imatrix")
     if is_gguf(file):
         read_imatrix(file)  # what is no matrix is refused before anything is made
         return Importance(file.name, file=file)

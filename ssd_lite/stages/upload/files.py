@@ -83,7 +83,7 @@ def refuse_what_is_not_there(run: RunFolder, what: str) -> None:
             _refuse_broken(run.merged)
             _refuse_other_weights(run.merged, str(summary["weights_sha256"]))
         case "gguf":
-            if not exported_files(run):
+            if not summary["files"] and not exported_files(run):
                 raise UserError(
                     "the run has no GGUF (export.types).",
                     where="--what gguf",

@@ -60,7 +60,8 @@ def _local_names(run: RunFolder) -> Iterator[str]:
     for name in sets:
         head, _, rest = name.partition(":")
         path = rest if head in _SOURCES else name
-        for part in (path, path.rpartition(":")[0]):  # `PATH:SPLIT` or `PATH`
+        parts = path.split(":")
+        for part in (":".join(parts[:length]) for length in range(len(parts), 0, -1)):  # `PATH`, `PATH:SPLIT` and so on
             if "/" in part or part.endswith((".jsonl", ".parquet")):
                 yield part
 
