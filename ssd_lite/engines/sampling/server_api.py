@@ -25,6 +25,8 @@ VLLM_MOST_LOGPROBS = 20
 TIES_SHOWN = 8
 """Tokens asked for beyond top_k: from them one sees what ties with the k-th."""
 _SEEDS = 2**31 - 1
+# What flags of llama.cpp's command line may set beside the samplers that a request names.
+_FLAGS_OFF = {"dynatemp_range": 0.0, "mirostat": 0, "logit_bias": [], "ignore_eos": False}
 
 
 class ServerError(Exception):
@@ -144,11 +146,7 @@ class LlamaServer:
             "top_p": settings.top_p,
             "min_p": settings.min_p,
             "repeat_penalty": 1.0,
-            # Flags of its command line that act beside the samplers named above.
-            "dynatemp_range": 0.0,
-            "mirostat": 0,
-            "logit_bias": [],
-            "ignore_eos": False,
+            **_FLAGS_OFF,
             "seed": seed % _SEEDS,
             "n_probs": best,
             "return_tokens": True,
@@ -237,19 +235,16 @@ def _arrays(pairs: Sequence[tuple[int, float]]) -> Best | None:
     Equals stand by id: vLLM names the drawn token first, and an order that follows the draw would bend the law.
     """
     known = sorted((pair for pair in pairs if math.isfinite(pair[1])), key=lambda pair: (-pair[1], pair[0]))
-    if not known:
-        return None
-    return np.array([i for i, _ in known], dtype=np.int64), np.array([value for _, value in known], dtype=np.float64)
+    ids, values = [token for token, _ in known], [value for _, value in known]
+    return (np.array(ids, dtype=np.int64), np.array(values, dtype=np.float64)) if known else None
 
 
-def _reply(
-    ids: Sequence[int], ended: bool, end_ids: Sequence[int], prompt_tokens: int, best: list[Best | None]
-) -> Reply:
+def _reply(ids: Sequence[int], ended: bool, end_ids: Sequence[int], read: int, best: list[Best | None]) -> Reply:
     """The completion up to its first end token. One that ended must have it, or training could not learn to stop."""
     numbers = [int(token) for token in ids]
     at = next((place for place, token in enumerate(numbers) if token in end_ids), None)
     if at is None:
         if ended or not numbers:
             raise ValueError("it ended without one of the model's end tokens")
-        return Reply(tuple(numbers), "length", int(prompt_tokens), best or None)
-    return Reply(tuple(numbers[: at + 1]), "stop", int(prompt_tokens), best[: at + 1] or None)
+        return Reply(tuple(numbers), "length", int(read), best or None)
+    return Reply(tuple(numbers[: at + 1]), "stop", int(read), best[: at + 1] or None)
