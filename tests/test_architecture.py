@@ -233,3 +233,15 @@ def test_every_module_is_shipped() -> None:
     listed = set(tomllib.loads((ROOT / "pyproject.toml").read_text())["tool"]["setuptools"]["packages"])
     there = {".".join(path.parent.relative_to(ROOT).parts) for path in FILES}
     assert there <= listed
+
+
+@pytest.mark.parametrize("path", sorted((ROOT / "tests").rglob("*.py")), ids=name_of)
+def test_what_tests_import_in_their_words_is_there(path: Path) -> None:
+    """Code for other processes stands in strings, which neither an import nor a type checker sees."""
+    for module, names in re.findall(r"from (ssd_lite[\w.]*) import ([\w, ]+)", path.read_text()):
+        place = ROOT / module.replace(".", "/")
+        if place.is_dir() and module != "ssd_lite":
+            missing = [name for name in re.findall(r"(\w+)(?: as \w+)?,?", names.split(" as ")[0]) if name]
+            assert all((place / f"{name}.py").is_file() or (place / name).is_dir() for name in missing), (module, names)
+        else:
+            assert place.is_dir() or place.with_suffix(".py").is_file(), module

@@ -77,7 +77,7 @@ def test_the_real_classes_take_what_is_given(tmp_path: Path) -> None:
     code = (
         "import inspect, sys; sys.path.insert(0, sys.argv[1]); import unsloth_shim; unsloth_shim.before_import()\n"
         "import torch, pathlib\n"
-        "from ssd_lite.engines import unsloth_model; from ssd_lite.recipe import Train\n"
+        "from ssd_lite.engines.training import unsloth_model; from ssd_lite.recipe import Train\n"
         "unsloth_model.prepare(pathlib.Path(sys.argv[2]))\n"
         "from unsloth import FastLanguageModel as fast\n"
         "given = unsloth_model.loading(pathlib.Path('x'), Train(), torch.bfloat16)\n"
