@@ -56,13 +56,7 @@ class ComparisonFolder:
 
     def run(self, trained: TrainedRun) -> RunFolder:
         """The run folder of a trained arm, made if need be; what nothing stands on may have changed since."""
-        path = self.path / "runs" / trained.name
-        if (path / "recipe.yaml").is_file():
-            there = load_recipe(str(path / "recipe.yaml"))
-            bound = set(Recipe.model_fields) - _FREE - {"compare"}  # which create has looked at
-            if there != trained.recipe and not differences(there, trained.recipe, bound):
-                write_text(path / "recipe.yaml", dump_recipe(trained.recipe))
-        return RunFolder.create(path, trained.recipe)
+        return RunFolder.create(self.path / "runs" / trained.name, trained.recipe)
 
     def arm(self, order: ArmOrder) -> ArmFolder:
         """The files of one arm."""
