@@ -8,7 +8,6 @@ server renders or tokenises anything.
 from __future__ import annotations
 
 import http.client
-import json
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -17,6 +16,7 @@ from typing import Any, Protocol
 import numpy as np
 import numpy.typing as npt
 
+from ssd_lite.engines.sampling.server_http import ServerError, ask
 from ssd_lite.errors import UserError
 from ssd_lite.records import FinishReason, SamplingSettings
 
@@ -27,14 +27,6 @@ TIES_SHOWN = 8
 _SEEDS = 2**31 - 1
 # What flags of llama.cpp's command line may set beside the samplers that a request names.
 _FLAGS_OFF = {"dynatemp_range": 0.0, "mirostat": 0, "logit_bias": [], "ignore_eos": False}
-
-
-class ServerError(Exception):
-    """A request that the server did not answer as it should; `lasting` where asking again would not help."""
-
-    def __init__(self, words: str, *, lasting: bool) -> None:
-        super().__init__(words)
-        self.lasting = lasting
 
 
 Best = tuple[npt.NDArray[np.int64], npt.NDArray[np.float64]]
@@ -80,27 +72,6 @@ class Api(Protocol):
     def reply(self, answer: Mapping[str, Any], end_ids: Sequence[int]) -> Reply:
         """The completion in an answer. Raises KeyError, TypeError, ValueError for one that is none."""
         ...
-
-
-def ask(connection: http.client.HTTPConnection, path: str, body: Mapping[str, Any] | None = None) -> Any:
-    """The JSON of an answer. Raises ServerError."""
-    data = None if body is None else json.dumps(body).encode()
-    try:
-        connection.request(
-            "GET" if data is None else "POST", path, body=data, headers={"Content-Type": "application/json"}
-        )
-        answer = connection.getresponse()
-        text = answer.read()
-    except (OSError, http.client.HTTPException) as error:
-        connection.close()
-        raise ServerError(f"{path}: {type(error).__name__}: {error}", lasting=False) from error
-    if answer.status != 200:
-        words = text[:500].decode("utf-8", "replace").strip()
-        raise ServerError(f"{path}: status {answer.status}: {words}", lasting=400 <= answer.status < 500)
-    try:
-        return json.loads(text)
-    except ValueError as error:
-        raise ServerError(f"{path}: no JSON: {text[:100]!r}", lasting=True) from error
 
 
 def find_api(connection: http.client.HTTPConnection) -> Api:
@@ -239,12 +210,14 @@ def _arrays(pairs: Sequence[tuple[int, float]]) -> Best | None:
     return (np.array(ids, dtype=np.int64), np.array(values, dtype=np.float64)) if known else None
 
 
-def _reply(ids: Sequence[int], ended: bool, end_ids: Sequence[int], read: int, best: list[Best | None]) -> Reply:
+def _reply(
+    ids: Sequence[int], ended: bool, end_ids: Sequence[int], prompt_tokens: int, best: list[Best | None]
+) -> Reply:
     """The completion up to its first end token. One that ended must have it, or training could not learn to stop."""
     numbers = [int(token) for token in ids]
     at = next((place for place, token in enumerate(numbers) if token in end_ids), None)
     if at is None:
         if ended or not numbers:
             raise ValueError("it ended without one of the model's end tokens")
-        return Reply(tuple(numbers), "length", int(read), best or None)
-    return Reply(tuple(numbers[: at + 1]), "stop", int(read), best[: at + 1] or None)
+        return Reply(tuple(numbers), "length", int(prompt_tokens), best or None)
+    return Reply(tuple(numbers[: at + 1]), "stop", int(prompt_tokens), best[: at + 1] or None)

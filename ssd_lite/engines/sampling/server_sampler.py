@@ -19,7 +19,8 @@ from pathlib import Path
 import numpy as np
 
 from ssd_lite.engines.sampling.sampler import Completion, CountTokens, Engine, Request, SamplerOptions, check_lengths
-from ssd_lite.engines.sampling.server_api import Api, Reply, ServerError, ask, find_api
+from ssd_lite.engines.sampling.server_api import Api, Reply, find_api
+from ssd_lite.engines.sampling.server_http import ServerError, ask
 from ssd_lite.engines.sampling.server_law import ToldLaw, laws_of
 from ssd_lite.engines.sampling.server_probe import refuse_another_law
 from ssd_lite.engines.sampling.server_process import ServerProcess, free_port
