@@ -241,7 +241,7 @@ def test_what_tests_import_in_their_words_is_there(path: Path) -> None:
     for module, names in re.findall(r"from (ssd_lite[\w.]*) import ([\w, ]+)", path.read_text()):
         place = ROOT / module.replace(".", "/")
         if place.is_dir() and module != "ssd_lite":
-            missing = [name for name in re.findall(r"(\w+)(?: as \w+)?,?", names.split(" as ")[0]) if name]
-            assert all((place / f"{name}.py").is_file() or (place / name).is_dir() for name in missing), (module, names)
+            for name in (part.split()[0] for part in names.split(",") if part.strip()):
+                assert (place / f"{name}.py").is_file() or (place / name).is_dir(), f"{module}.{name}"
         else:
             assert place.is_dir() or place.with_suffix(".py").is_file(), module

@@ -32,9 +32,9 @@ class HfSampler:
     def __init__(self, model: Path, options: SamplerOptions) -> None:
         self._options = options
         self._device = "cuda" if torch.cuda.is_available() else "cpu"
-        dtype = torch.bfloat16 if self._device == "cuda" else torch.float32
+        self._number_format = torch.bfloat16 if self._device == "cuda" else torch.float32
         with enough_card_memory("the model", "Take a smaller model, or one in fewer bits.", where="model.name"):
-            self._model = AutoModelForCausalLM.from_pretrained(model, dtype=dtype).to(self._device).eval()
+            self._model = AutoModelForCausalLM.from_pretrained(model, dtype=self._number_format).to(self._device).eval()
         # `generate` fills what a configuration leaves open from the model's own generation_config.json: penalties,
         # forbidden words, a time limit.
         self._model.generation_config = GenerationConfig()
@@ -87,7 +87,7 @@ class HfSampler:
             torch.cuda.empty_cache()
             return wanted  # the batches are halved until they fit
         distance = 0.5 * float((padded - alone).abs().sum())
-        if distance <= PADDING_DISTANCE[self._model.dtype]:
+        if distance <= PADDING_DISTANCE[self._number_format]:
             return wanted
         tell(
             f"Warning: this model's next token depends on the padding before a prompt (total variation {distance:.2f}),"
@@ -157,7 +157,7 @@ class HfSampler:
             torch.cuda.empty_cache()
 
 
-class _Draw(LogitsProcessor):  # type: ignore[misc]
+class _Draw(LogitsProcessor):
     """Draws one token a row with the row's own uniform numbers and leaves only it possible."""
 
     def __init__(
@@ -221,7 +221,7 @@ class _Draw(LogitsProcessor):  # type: ignore[misc]
         )
 
 
-class _AllEnded(StoppingCriteria):  # type: ignore[misc]
+class _AllEnded(StoppingCriteria):
     def __init__(self, draw: _Draw) -> None:
         self._draw = draw
 

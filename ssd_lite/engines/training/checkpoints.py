@@ -46,8 +46,8 @@ def keep_newest(folder: Path, count: int = 2) -> None:
 
 
 @contextmanager
-def written(folder: Path) -> Iterator[None]:
-    """Turn a disk that refuses a checkpoint into a UserError; those before it stay."""
+def written(folder: Path, what: str = "checkpoint") -> Iterator[None]:
+    """Turn a disk that refuses a checkpoint, or the adapter, into a UserError; the checkpoints before it stay."""
     from safetensors import SafetensorError
 
     try:
@@ -57,9 +57,9 @@ def written(folder: Path) -> Iterator[None]:
         if isinstance(error, RuntimeError) and not any(word in str(error) for word in _TORCH_WRITES):
             raise
         raise UserError(
-            f"this checkpoint cannot be written: {error}.",
+            f"this {what} cannot be written: {error}.",
             where=str(folder),
-            next_step="Free space; the same command goes on from the checkpoint before it.",
+            next_step="Free space; the same command goes on from the last whole checkpoint.",
         ) from error
 
 

@@ -16,7 +16,7 @@ from ssd_lite.atomic import is_whole, new_folder
 from ssd_lite.engines.devices import enough_card_memory
 from ssd_lite.engines.threads import ThreadTuner
 from ssd_lite.engines.training.batching import BatchShape, MicroBatches, TrainingRow, plan_batches, sample_order
-from ssd_lite.engines.training.checkpoints import check_writable, newest_whole, step_of
+from ssd_lite.engines.training.checkpoints import check_writable, newest_whole, step_of, written
 from ssd_lite.engines.training.engine_choice import Engine
 from ssd_lite.engines.training.loss_model import LossModel
 from ssd_lite.engines.training.peft_model import BaseModel, build_model, save_trained
@@ -110,7 +110,7 @@ def _build(engine: Engine, folder: Path, settings: Train) -> torch.nn.Module:
 def publish(network: Any, folder: Path, base: BaseModel) -> None:
     """Write the adapter, unless it is there: a kill may have come between it and the manifest."""
     if not is_whole(folder):
-        with new_folder(folder) as part:
+        with written(folder, "adapter"), new_folder(folder) as part:
             save_trained(network, part, base)
 
 
