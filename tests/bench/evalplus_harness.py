@@ -29,7 +29,7 @@ from ssd_lite.grading.tiers import choose_tier
 from ssd_lite.problems.humaneval import load_humaneval
 from ssd_lite.records import Limits, Problem
 
-SWAPS: dict[type[ast.AST], type[ast.AST]] = {
+SWAPS: dict[type[ast.AST], Any] = {
     ast.Add: ast.Sub, ast.Sub: ast.Add, ast.Mult: ast.Add, ast.Mod: ast.Mult, ast.FloorDiv: ast.Mult, ast.Lt: ast.LtE,
     ast.LtE: ast.Lt, ast.Gt: ast.GtE, ast.GtE: ast.Gt, ast.Eq: ast.NotEq, ast.NotEq: ast.Eq, ast.And: ast.Or,
     ast.Or: ast.And, ast.In: ast.NotIn, ast.NotIn: ast.In,
@@ -98,11 +98,12 @@ def _places(node: ast.AST) -> bool:
 
 def _change(node: ast.AST) -> None:
     if isinstance(node, ast.Constant):
-        node.value = int(node.value) + 1  # type: ignore[call-overload]
+        number: Any = node.value
+        node.value = int(number) + 1
     elif isinstance(node, ast.Compare):
-        node.ops[0] = SWAPS[type(node.ops[0])]()  # type: ignore[call-overload]
+        node.ops[0] = SWAPS[type(node.ops[0])]()
     elif isinstance(node, ast.BinOp | ast.BoolOp):
-        node.op = SWAPS[type(node.op)]()  # type: ignore[assignment]
+        node.op = SWAPS[type(node.op)]()
 
 
 def command(words: list[str], **environment: str) -> str:

@@ -42,7 +42,7 @@ class Schedule:
         return self.floor + (1 - self.floor) * 0.5 * (1 + math.cos(math.pi * done))
 
 
-class ResumableTrainer(Trainer):  # type: ignore[misc]
+class ResumableTrainer(Trainer):
     """A Trainer that goes on from its last whole checkpoint. Set `schedule` before anything trains."""
 
     schedule: Schedule

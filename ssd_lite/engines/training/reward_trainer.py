@@ -24,7 +24,7 @@ from ssd_lite.engines.training.step_watch import not_finite
 Reward = Callable[[Sequence[str], Sequence[str]], Sequence[float]]
 
 
-class RewardTrainer(ResumableTrainer, GRPOTrainer):  # type: ignore[misc]
+class RewardTrainer(ResumableTrainer, GRPOTrainer):
     """The GRPOTrainer of one run. `dataset` has the columns `prompt`, rendered text, and `problem_id`."""
 
     def __init__(

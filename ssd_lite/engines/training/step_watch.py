@@ -32,7 +32,7 @@ class _StepSums:
     terms: dict[str, float] = field(default_factory=dict)
 
 
-class StepWatch(TrainerCallback):  # type: ignore[misc]
+class StepWatch(TrainerCallback):
     """Looks at every step: sums, clock, guards, the wish to stop, and a checkpoint each CHECKPOINT_PERIOD_S.
 
     `temperature` is the teacher's, for the terms of the loss; None where the rows do not keep the teacher's laws.

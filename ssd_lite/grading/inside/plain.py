@@ -85,7 +85,7 @@ def _sequence(value: Any, depth: int, left: list[int]) -> list[Any]:
     return [_encode(item, type(item), depth - 1, left) for item in value]
 
 
-def _as_base(value: Any, base: type) -> Any:
+def _as_base(value: Any, base: Any) -> Any:
     """The content of an instance of a subclass, read by the base's own methods."""
     match base.__name__:
         case "int" | "bool":
@@ -97,7 +97,7 @@ def _as_base(value: Any, base: type) -> Any:
         case "dict":
             return dict(dict.items(value))
         case "list" | "tuple" | "set" | "frozenset":
-            return base(base.__iter__(value))  # type: ignore[attr-defined]
+            return base(base.__iter__(value))
         case "bytes":
             return bytes.__getitem__(value, slice(None))
         case _:

@@ -90,11 +90,10 @@ def find_entry(module: types.ModuleType, name: str, taken: dict[str, Any]) -> Ca
     scope = module.__dict__
     solution = scope.get("Solution")
     if isinstance(solution, type) and solution is not taken.get("Solution") and hasattr(solution, name):
-        return getattr(solution(), name)  # type: ignore[no-any-return]
-    found = scope.get(name)
-    if found is None or found is taken.get(name):
-        return None
-    return found  # type: ignore[no-any-return]
+        method: Callable[..., Any] = getattr(solution(), name)
+        return method
+    found: Callable[..., Any] | None = scope.get(name)
+    return None if found is taken.get(name) else found
 
 
 def run_calls(request: dict[str, Any], module: types.ModuleType, frames: Frames) -> None:

@@ -149,4 +149,4 @@ def numbers(machine: str) -> tuple[dict[str, int], int] | None:
     if machine not in ARCHITECTURES:
         return None
     column, audit = ARCHITECTURES[machine]
-    return {name: row[column] for name, row in NUMBERS.items() if row[column] is not None}, audit  # type: ignore[misc]
+    return {name: number for name, row in NUMBERS.items() if (number := row[column]) is not None}, audit
